@@ -1,0 +1,294 @@
+"""Checkpoints: run_dir/checkpoints/step_00001000/ with safetensors files and a manifest of their SHA-256.
+
+A checkpoint is complete or it is not there; it is verified before it is used; nothing in it can run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gptlab.errors import CheckpointError, ConfigError
+
+Names = Mapping[Any, str]  # what every parameter of the optimizer is called
+
+FORMAT = 1
+STEP = re.compile(r"step_(\d+)(\.replaced)?")
+FILE = re.compile(r"[a-z][a-z0-9_]*\.safetensors")
+# How an optimizer step is computed on this machine, not what it computes: the resuming run has chosen again.
+MACHINE = frozenset({"params", "foreach", "fused", "capturable", "differentiable"})
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint, loaded: tensors by file and name, meta as it was saved."""
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    meta: dict[str, Any]
+    path: Path
+
+
+def save(
+    run_dir: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any], *, keep: int
+) -> Path:
+    """Write a checkpoint, then remove all but the `keep` newest. Returns its directory.
+
+    `tensors` is file -> name -> tensor ("model", "optimizer", ...); `meta` is plain JSON with string keys. Checkpoints
+    beyond `step` are removed too: they belong to a future that the run was resumed from before. Raises CheckpointError
+    when the disk refuses; the checkpoints before are untouched then.
+    """
+    if keep < 1:
+        raise ConfigError(f"The number of checkpoints to keep must be at least 1, but is {keep}. Set it to 1 or more.")
+    folder = run_dir / "checkpoints"
+    path = folder / f"step_{step:08d}"
+    temporary = folder / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
+        temporary.mkdir()
+        files = {f"{name}.safetensors": _write_tensors(temporary, name, group) for name, group in tensors.items()}
+        _write_manifest(temporary, {"format": FORMAT, "step": step, "meta": meta, "files": files})
+        _put_in_place(temporary, path)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(
+            f"The checkpoint of step {step} could not be saved in {folder} ({reason}); "
+            "those before it are untouched. Make room there, or set run_dir to another disk, and resume."
+        ) from None
+    _remove_old(folder, step, keep)
+    return path
+
+
+def _write_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    path = folder / f"{name}.safetensors"
+    assert FILE.fullmatch(path.name), path.name
+    assert not any("_orig_mod." in key for key in tensors), "names come from the model, not from its compiled twin"
+    save_file({key: _owned(tensor) for key, tensor in tensors.items()}, path)
+    _sync(path)
+    return _fingerprint(path)
+
+
+def _owned(tensor: Tensor) -> Tensor:
+    """On the CPU, contiguous, alone in its memory: a view is copied, two names for one tensor stay an error."""
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**manifest, "sha256": _digest(manifest)}, indent=1), encoding="utf-8")
+    _sync(path)
+    _sync(folder)
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    # A directory cannot be renamed onto another. A kill between the two renames leaves the old one where load finds it.
+    aside = path.with_name(path.name + ".replaced")
+    if path.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(path, aside)
+    os.rename(temporary, path)
+    _sync(path.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed saves left half written."""
+    for path in folder.glob(".step_*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_old(folder: Path, step: int, keep: int) -> None:
+    found = _newest_first(folder)
+    past = [path for path in found if _order(path) <= (step, True)]
+    for path in [*past[keep:], *(path for path in found if path not in past)]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until `path` is on the disk, so that power cut after the rename finds it whole."""
+    if path.is_dir() and os.name == "nt":  # Windows cannot open a directory
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _order(path: Path) -> tuple[int, bool]:
+    match = STEP.fullmatch(path.name)
+    assert match, path
+    return int(match[1]), match[2] is None
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    found = [path for path in folder.glob("step_*") if STEP.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=_order, reverse=True)
+
+
+def newest(run_dir: Path) -> Path | None:
+    """The newest checkpoint directory of a run, not verified; None when there is none."""
+    return next(iter(_newest_first(run_dir / "checkpoints")), None)
+
+
+def load(path: Path, *, note: Callable[[str], None], device: str | torch.device = "cpu") -> Checkpoint:
+    """Load the newest good checkpoint of a run directory, or exactly the checkpoint directory that is named.
+
+    One that is damaged is passed over, said in one line to `note`. Raises CheckpointError when none is good.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"There is no directory {path}. Name the directory of a run.")
+    found, way_out = _newest_first(path / "checkpoints"), "Bring one back from a copy, or start the run again."
+    if not found and (STEP.fullmatch(path.name) or (path / "manifest.json").exists()):
+        found, way_out = [path], f"Name the run ({path.parent.parent}) instead to get its newest good checkpoint."
+    damage: list[str] = []
+    for candidate in found:
+        try:
+            checkpoint = _load_one(candidate, device)
+        except CheckpointError as error:
+            damage.append(f"{candidate.name}: {error}")
+            continue
+        if damage:
+            note(f"Damaged and not used: {'; '.join(damage)}. Going on from {candidate.name}.")
+        return checkpoint
+    if damage:
+        raise CheckpointError(f"No checkpoint in {path} is good ({'; '.join(damage)}). {way_out}")
+    raise CheckpointError(
+        f"{path} holds no checkpoint yet. Name a run directory that has saved one, or start the run again."
+    )
+
+
+def _load_one(path: Path, device: str | torch.device) -> Checkpoint:
+    manifest = _read_manifest(path)
+    tensors = {}
+    for name, expected in manifest["files"].items():
+        _verify(path / name, expected)
+        try:
+            tensors[name.removesuffix(".safetensors")] = load_file(path / name, device=str(device))
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{name} cannot be read ({error})") from None
+    return Checkpoint(manifest["step"], tensors, manifest["meta"], path)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / "manifest.json").read_bytes())
+        expected = manifest.pop("sha256")
+        found, version = _digest(manifest), manifest["format"]
+    except OSError as error:
+        raise CheckpointError(f"manifest.json cannot be read ({error.strerror})") from None
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise CheckpointError("manifest.json is damaged") from None
+    if found != expected:
+        raise CheckpointError("manifest.json was changed after it was written")
+    if version != FORMAT:
+        raise CheckpointError(f"written in format {version}, this gptlab reads format {FORMAT}")
+    assert all(FILE.fullmatch(name) for name in manifest["files"]), "a file name that save never writes"
+    return dict(manifest)
+
+
+def _verify(path: Path, expected: Mapping[str, Any]) -> None:
+    try:
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            raise CheckpointError(f"{path.name} has {size:,} bytes instead of {expected['bytes']:,}")
+        if _fingerprint(path) != expected:
+            raise CheckpointError(f"{path.name} does not have the checksum it was saved with")
+    except OSError as error:
+        raise CheckpointError(f"{path.name} cannot be read ({error.strerror})") from None
+
+
+def optimizer_tensors(optimizer: Optimizer, names: Names) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state as tensors called `<parameter>/<state>`, and the rest of it as JSON."""
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, dict[str, Any]] = {}
+    for parameter, state in optimizer.state.items():
+        name = names[parameter]
+        scalars[name] = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
+        tensors |= {f"{name}/{key}": value for key, value in state.items() if isinstance(value, Tensor)}
+    groups = [
+        {"params": [names[parameter] for parameter in group["params"]], "options": _options(group)}
+        for group in optimizer.param_groups
+    ]
+    return tensors, {"groups": groups, "scalars": scalars, "tensors": sorted(tensors)}
+
+
+def _options(group: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in group.items() if key not in MACHINE}
+    return {key: value.item() if isinstance(value, Tensor) else value for key, value in kept.items()}
+
+
+def restore_optimizer(
+    optimizer: Optimizer, names: Names, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
+) -> None:
+    """Put back what `optimizer_tensors` gave, bit for bit. Raises CheckpointError when the names do not fit."""
+    groups = meta["groups"]
+    here = [f"group {i}: {names[p]}" for i, group in enumerate(optimizer.param_groups) for p in group["params"]]
+    _must_agree(
+        "parameters", [f"group {i}: {name}" for i, group in enumerate(groups) for name in group["params"]], here
+    )
+    _must_agree("state tensors", meta["tensors"], tensors)
+    states = {name: dict(scalars) for name, scalars in meta["scalars"].items()}
+    for key, tensor in tensors.items():
+        name, _, state = key.rpartition("/")
+        states[name][state] = tensor
+    optimizer.state.clear()
+    for group, saved in zip(optimizer.param_groups, groups, strict=True):
+        group.update({key: _like(group.get(key), value) for key, value in saved["options"].items()})
+        for parameter in group["params"]:
+            if names[parameter] in states:
+                optimizer.state[parameter] = _placed(states[names[parameter]], parameter, group)
+
+
+def _must_agree(what: str, saved: Iterable[str], here: Iterable[str]) -> None:
+    missing, extra = sorted(set(saved) - set(here)), sorted(set(here) - set(saved))
+    if missing or extra:
+        parts = [
+            f"{label} {', '.join(keys[:3])}" for label, keys in (("lacks", missing), ("has besides", extra)) if keys
+        ]
+        raise CheckpointError(
+            f"The optimizer's {what} must be those of the checkpoint, but it {' and '.join(parts)}. "
+            "Resume with the model and optimizer of the run."
+        )
+
+
+def _like(current: object, value: Any) -> Any:
+    """A stored option as the kind of object the optimizer keeps: JSON knows neither tensors nor tuples."""
+    if isinstance(current, Tensor):
+        return current.fill_(value)
+    return tuple(value) if isinstance(current, tuple) else value
+
+
+def _placed(state: Mapping[str, Any], parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
+    """Copies on the parameter's device, dtype untouched. A step count stays on the CPU unless its kernel wants it."""
+    at_home = {"step"} if not (group.get("fused") or group.get("capturable")) else set()
+    return {
+        key: value.to("cpu" if key in at_home else parameter.device, copy=True) if isinstance(value, Tensor) else value
+        for key, value in state.items()
+    }

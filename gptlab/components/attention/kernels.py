@@ -1,0 +1,131 @@
+"""Ways to compute a plan from q (B, H, T, D) and k, v (B, G, S, D): `math` to read, `sdpa`, `flex`.
+
+Every kernel gives the same numbers up to rounding; what it cannot compute it does not claim, and the model is refused.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from gptlab.components.attention.plan import Plan
+from gptlab.errors import ConfigError
+
+Q = Float[Tensor, "B H T D"]
+KV = Float[Tensor, "B G S D"]
+QPos = Int[Tensor, "#B T"]
+KPos = Int[Tensor, "#B S"]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One way of computing a plan, and the words of `Plan.needs` that it can do."""
+
+    name: str
+    can: frozenset[str]
+    run: Callable[..., Tensor]
+
+    def check(self, plan: Plan) -> None:
+        """ConfigError naming what the plan needs and this kernel lacks, and the kernels that have it."""
+        missing = sorted(plan.needs() - self.can)
+        if missing:
+            able = sorted(ATTENTION_OF[kernel.name] for kernel in KERNELS if plan.needs() <= kernel.can)
+            raise ConfigError(
+                f"attention {ATTENTION_OF[self.name]!r} cannot do {' or '.join(missing)}: "
+                f"choose model/attention={' or '.join(able)}, or leave {' and '.join(missing)} out."
+            )
+
+
+def attend_math(q: Q, k: KV, v: KV, plan: Plan, q_pos: QPos, k_pos: KPos, dropout: float) -> Q:
+    """The definition. Scores are kept whole, (B, H, T, S); the softmax is taken in float32 at least."""
+    k, v = (x.repeat_interleave(plan.n_group, dim=1) for x in (k, v))
+    scores = (q @ k.transpose(-2, -1)).to(torch.promote_types(q.dtype, torch.float32)) * plan.scale
+    if plan.softcap is not None:
+        scores = plan.softcap * torch.tanh(scores / plan.softcap)
+    head, q_at, k_at = _grid(q, q_pos, k_pos)
+    if plan.terms:
+        scores = scores + plan.bias(head, q_at, k_at)
+    scores = scores.masked_fill(~plan.visible(q_at, k_at), float("-inf"))
+    weights = F.dropout(torch.softmax(scores, dim=-1), dropout)
+    return weights.to(v.dtype) @ v
+
+
+def attend_sdpa(q: Q, k: KV, v: KV, plan: Plan, q_pos: QPos, k_pos: KPos, dropout: float) -> Q:
+    """torch's fused attention. `is_causal` is aligned to the top left, so it serves only where no past is held."""
+    n_new, n_seen = q.shape[2], k.shape[2]
+    reaches_all = plan.window is None or n_seen <= plan.window
+    fresh = n_new == n_seen  # nothing held: queries and keys are the same tokens
+    mask = None
+    if plan.terms or not reaches_all or not (fresh or n_new == 1):
+        mask = _dense_mask(q, plan, q_pos, k_pos)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None and fresh, scale=plan.scale,
+        enable_gqa=plan.n_group > 1,
+    )  # fmt: skip
+
+
+def attend_flex(q: Q, k: KV, v: KV, plan: Plan, q_pos: QPos, k_pos: KPos, dropout: float) -> Q:
+    """FlexAttention (arXiv:2412.05496), which skips the blocks of keys that no query of a block may see.
+
+    torch has it for CUDA, and without a backward pass for CPU; elsewhere the same plan is computed by its definition.
+    """
+    if not _flex_can_run(q):
+        return attend_math(q, k, v, plan, q_pos, k_pos, dropout)
+    q_at, k_at = q_pos.expand(q.shape[0], -1), k_pos.expand(q.shape[0], -1)
+
+    def score(logit: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        if plan.softcap is not None:
+            logit = plan.softcap * torch.tanh(logit / plan.softcap)
+        return logit + plan.bias(h, q_at[b, i], k_at[b, j]) if plan.terms else logit
+
+    def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return plan.visible(q_at[b, i], k_at[b, j])
+
+    blocks = create_block_mask(visible, q.shape[0], None, q.shape[2], k.shape[2], device=str(q.device))
+    attend: Callable[..., Any] = flex_attention
+    if not torch.compiler.is_compiling() and q.device.type == "cuda":
+        attend = _compiled_flex()
+    y: Tensor = attend(
+        q, k, v, score_mod=score if plan.needs() & {"softcap", "terms"} else None, block_mask=blocks, scale=plan.scale,
+        enable_gqa=plan.n_group > 1,
+    )  # fmt: skip
+    return y
+
+
+MATH = Kernel("math", frozenset({"groups", "window", "softcap", "terms", "dropout"}), attend_math)
+SDPA = Kernel("sdpa", frozenset({"groups", "window", "terms", "dropout"}), attend_sdpa)
+FLEX = Kernel("flex", frozenset({"groups", "window", "softcap", "terms"}), attend_flex)
+KERNELS = (MATH, SDPA, FLEX)
+ATTENTION_OF = {"math": "vanilla", "sdpa": "flash", "flex": "flex"}  # the softmax mixer on each kernel
+
+
+def _grid(q: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Heads and positions shaped to broadcast over (B, H, T, S)."""
+    head = torch.arange(q.shape[1], device=q.device)[None, :, None, None]
+    return head, q_pos[:, None, :, None], k_pos[:, None, None, :]
+
+
+def _dense_mask(q: Tensor, plan: Plan, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+    """Mask and terms as SDPA takes them: boolean where there are no terms, else logits with -inf for what is hidden."""
+    head, q_at, k_at = _grid(q, q_pos, k_pos)
+    visible = plan.visible(q_at, k_at)
+    if not plan.terms:
+        return visible
+    return torch.where(visible, plan.bias(head, q_at, k_at), float("-inf")).to(q.dtype)
+
+
+def _flex_can_run(q: Tensor) -> bool:
+    return q.device.type == "cuda" or (q.device.type == "cpu" and not q.requires_grad)
+
+
+@functools.cache
+def _compiled_flex() -> Callable[..., Tensor]:
+    return torch.compile(flex_attention)

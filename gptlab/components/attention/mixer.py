@@ -1,0 +1,48 @@
+"""The contract of an attention: a causal mixer of tokens, (B, T, C) -> (B, T, C), with the memory it decodes with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch.nn as nn
+from jaxtyping import Float
+from torch import Tensor
+
+from gptlab.components.context import Context, Replay
+from gptlab.components.position import Position
+from gptlab.components.shape import Shape
+from gptlab.errors import ConfigError
+from gptlab.registry import label
+
+
+class Attention(nn.Module):
+    """Base of every attention. A variant is built as `Variant(shape, position, *, options)`.
+
+    `honours` names the position hooks that the variant calls; a position that acts in any other is refused here.
+    Output i may depend on inputs 0..i alone, and on no other sequence of the batch.
+    """
+
+    honours: ClassVar[frozenset[str]] = frozenset({"rotate", "terms"})
+    absent: ClassVar[bool] = False  # true: the block leaves the whole sublayer out
+    ordered: bool = False  # true: the mixer tells the order of tokens without a position encoding
+    reach: int | None = None  # tokens back that a token may look, itself included; None: all
+    inert: Mapping[str, str] = {}  # parameters that mathematics keeps from learning, by name, with the reason
+
+    def __init__(self, shape: Shape, position: Position) -> None:
+        super().__init__()
+        ignored = position.acts - {"embed"} - self.honours
+        if ignored:
+            mine, its = label("attention", self), label("position", position)
+            raise ConfigError(
+                f"attention {mine!r} has no use for position {its!r}, which acts in {' and '.join(sorted(ignored))}: "
+                "choose position=learned, sinusoidal or none, or another attention."
+            )
+
+    def forward(self, x: Float[Tensor, "B T C"], context: Context, cache: Any = None) -> Float[Tensor, "B T C"]:
+        """Mix the T tokens fed, and those that `cache` holds, into an update of the residual stream."""
+        raise NotImplementedError(f"{type(self).__name__} needs a forward(x, context, cache=None).")
+
+    def new_cache(self, batch_size: int, max_len: int) -> Any:
+        """An empty memory for `max_len` tokens. This one feeds all inputs again at every call: right, and slow."""
+        return Replay()

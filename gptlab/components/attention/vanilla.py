@@ -1,0 +1,14 @@
+"""Softmax attention by its definition, scores whole. Vaswani et al. 2017, arXiv:1706.03762."""
+
+from __future__ import annotations
+
+from gptlab.components.attention.kernels import MATH
+from gptlab.components.attention.softmax import SoftmaxAttention
+from gptlab.registry import register
+
+
+@register("attention", "vanilla")
+class Vanilla(SoftmaxAttention):
+    """Softmax attention by its definition, scores whole. Vaswani et al. 2017, arXiv:1706.03762."""
+
+    kernel = MATH

@@ -1,0 +1,67 @@
+"""What travels through the stack beside the residual stream, and the memories that decoding keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from gptlab.components.attention.mixer import Attention
+
+
+@dataclass
+class Context:
+    """What a part may look at: absolute positions, tensors shared across layers, and losses that a part adds.
+
+    `positions` is (1 or B, T). A part adds to `losses` by name; the model sums them into the training loss.
+    """
+
+    positions: Int[Tensor, "#B T"]
+    shared: dict[str, Tensor] = field(default_factory=dict)
+    losses: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Cache:
+    """A model's memory while it decodes: one memory a layer, of the kind its attention makes, and the tokens seen."""
+
+    layers: list[Any]
+    length: int = 0
+
+
+class KVCache:
+    """Keys, values and their positions, the newest `max_len` of them."""
+
+    def __init__(self, max_len: int) -> None:
+        self.max_len = max_len
+        self.held: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def append(
+        self, k: Float[Tensor, "B G T D"], v: Float[Tensor, "B G T D"], positions: Int[Tensor, "#B T"]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """All that the fed tokens may see, what is held and what is new: k and v (B, G, S, D), positions (#B, S)."""
+        if self.held is not None:
+            k, v = (torch.cat(pair, dim=2) for pair in zip(self.held[:2], (k, v), strict=True))
+            positions = torch.cat((self.held[2], positions), dim=1)
+        self.held = (k[:, :, -self.max_len :], v[:, :, -self.max_len :], positions[:, -self.max_len :])
+        return k, v, positions
+
+
+class Replay:
+    """The inputs seen so far, fed again at every call: right for any attention without a memory of its own."""
+
+    def __init__(self) -> None:
+        self.x: Tensor | None = None
+        self.positions: Tensor | None = None
+
+    def run(self, attention: Attention, x: Float[Tensor, "B T C"], context: Context) -> Float[Tensor, "B T C"]:
+        """What `attention` gives the last T tokens after all those before them."""
+        new = x.shape[1]
+        self.x = x if self.x is None else torch.cat((self.x, x), dim=1)
+        past = self.positions
+        self.positions = context.positions if past is None else torch.cat((past, context.positions), dim=1)
+        return attention(self.x, replace(context, positions=self.positions))[:, -new:]

@@ -1,0 +1,23 @@
+"""LayerNorm: (x - mean) / std over the last dimension, then a gain and a bias. Ba et al. 2016, arXiv:1607.06450."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch.nn as nn
+
+from gptlab.registry import register
+
+
+@register("norm", "layernorm")
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm: zero mean, unit variance, then gain and bias. Ba et al. 2016, arXiv:1607.06450."""
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        bias: Annotated[bool, "add a learned bias after the gain"] = True,
+        eps: Annotated[float, "added to the variance"] = 1e-5,
+    ) -> None:
+        super().__init__(size, eps=eps, bias=bias)

@@ -1,0 +1,184 @@
+"""The dataclasses of a run, with units, and the rules that one dataclass can check by itself. No torch, no Hydra."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gptlab.errors import ConfigError, did_you_mean
+from gptlab.registry import SLOTS
+
+LAYER_SLOTS = ("attention", "position", "norm", "mlp", "block")
+
+
+@dataclass
+class ModelConfig:
+    """A decoder-only model: sizes in nanoGPT's names, and for each slot a variant's name or {name, **options}."""
+
+    vocab_size: int | None = None  # None: the tokenizer's
+    block_size: int = 128  # tokens of context in training
+    n_layer: int = 4
+    n_head: int = 4
+    n_embd: int = 128  # width of the residual stream
+    dropout: float = 0.0  # probability, on embeddings, attention weights and what a sublayer adds
+    bias: bool = False  # in every linear layer whose variant does not say otherwise
+    tie_weights: bool = False  # the head is the embedding's matrix
+    init_std: float = 0.02  # of linear and embedding weights
+    attention: Any = "flash"
+    position: Any = "rope"
+    norm: Any = "rmsnorm"
+    mlp: Any = "gelu"
+    block: Any = "prenorm"
+    layers: list[Any] = field(default_factory=list)  # [{at: "1::2", attention: {window: 64}}, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("block_size", "n_head", "n_embd"):
+            require(getattr(self, name) >= 1, f"model.{name} must be at least 1, but is {getattr(self, name)}.")
+        require(self.n_layer >= 0, f"model.n_layer must be 0 or more, but is {self.n_layer}. 0 is a bigram model.")
+        require(0 <= self.dropout < 1, f"model.dropout is a probability in [0, 1), but is {self.dropout}.")
+        require(self.init_std > 0, f"model.init_std must be above 0, but is {self.init_std}.")
+
+    def slots_of_layers(self) -> list[dict[str, Any]]:
+        """For each layer, slot -> spec, with the overrides of `layers` applied in their order."""
+        base = {slot: as_spec(getattr(self, slot)) for slot in LAYER_SLOTS}
+        layers = [dict(base) for _ in range(self.n_layer)]
+        for number, rule in enumerate(self.layers):
+            where = f"model.layers[{number}]"
+            changes = _changes(rule, where)
+            for index in _selected(rule["at"], self.n_layer, where):
+                layers[index].update({slot: merge_spec(layers[index][slot], new) for slot, new in changes.items()})
+        return layers
+
+
+@dataclass
+class TrainerConfig:
+    """How long, how much at a time, how often to look, and on what."""
+
+    steps: int = 2000  # optimizer steps
+    batch_size: int = 32  # sequences in a micro-batch
+    accumulate: int = 1  # micro-batches in a step
+    clip: float = 1.0  # largest gradient norm; 0 = no clipping
+    log_every: int = 10  # steps
+    eval_every: int = 250  # steps; 0 = only at the end
+    save_every: int = 250  # steps; 0 = only at the end
+    keep: int = 2  # newest checkpoints kept
+    sample_every: int = 250  # steps; 0 = only at the end
+    sample_tokens: int = 200  # length of a sample
+    sample_prompt: str = ""  # what a sample begins with; empty: the border between two documents
+    sample_temperature: float = 0.8
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+    precision: str = "auto"  # auto, fp32, bf16, fp16
+    compile: str = "auto"  # auto, true, false
+    on_nonfinite: str = "stop"  # stop, skip: what a loss that is NaN or infinite does
+
+    def __post_init__(self) -> None:
+        self.compile = str(self.compile).lower()
+        for name in ("steps", "batch_size", "accumulate", "log_every", "keep", "sample_tokens"):
+            require(getattr(self, name) >= 1, f"trainer.{name} must be at least 1, but is {getattr(self, name)}.")
+        for name in ("clip", "eval_every", "save_every", "sample_every"):
+            require(getattr(self, name) >= 0, f"trainer.{name} must be 0 or more, but is {getattr(self, name)}.")
+        require_choice("trainer.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        require_choice("trainer.compile", self.compile, ("auto", "true", "false"))
+        require_choice("trainer.on_nonfinite", self.on_nonfinite, ("stop", "skip"))
+
+
+@dataclass
+class RunConfig:
+    """One training run, whole: what `config.yaml` in its directory holds."""
+
+    name: str = "gptlab"  # first folder under runs/, and the W&B project
+    seed: int = 0  # of initial values, batches and dropout
+    run_dir: str | None = None  # where this run's files go; null: runs/<name>/<date>_<time>
+    resume: str | None = None  # a run directory, or latest
+    plugins: list[str] = field(default_factory=list)  # modules and files that register variants
+    logger: str = "auto"  # auto, wandb, none
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: Any = "python"
+    tokenizer: Any = "byte"
+    optimizer: Any = "adamw"
+    schedule: Any = "cosine"
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def __post_init__(self) -> None:
+        require_choice("logger", self.logger, ("auto", "wandb", "none"))
+        require(0 <= self.seed < 2**63, f"seed must be a whole number from 0 to 2**63 - 1, but is {self.seed}.")
+
+
+def from_dict(tree: Mapping[str, Any]) -> RunConfig:
+    """A RunConfig from plain nested data (a composed or a saved config). ConfigError for a key that is not one."""
+    tree = dict(tree)
+    tree["model"] = _construct(ModelConfig, tree.get("model", {}), "model")
+    tree["trainer"] = _construct(TrainerConfig, tree.get("trainer", {}), "trainer")
+    return _construct(RunConfig, tree, "")
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """The config as plain nested data, for YAML, JSON and W&B."""
+    return dataclasses.asdict(config)
+
+
+def as_spec(spec: str | Mapping[str, Any]) -> dict[str, Any]:
+    """A spec in its long form: {name, **options}."""
+    return {"name": spec} if isinstance(spec, str) else dict(spec)
+
+
+def merge_spec(base: Mapping[str, Any], new: str | Mapping[str, Any]) -> dict[str, Any]:
+    """`new` over `base`: another variant replaces it whole, the same variant (or none named) changes only options."""
+    change = as_spec(new)
+    if change.get("name", base["name"]) != base["name"]:
+        return change
+    return {**base, **change}
+
+
+def require(rule_holds: bool, message: str) -> None:
+    """ConfigError with `message` unless the rule holds."""
+    if not rule_holds:
+        raise ConfigError(message)
+
+
+def require_choice(where: str, value: str, choices: tuple[str, ...]) -> None:
+    """ConfigError unless `value` is one of `choices`."""
+    require(value in choices, f"{where} must be one of {', '.join(choices)}, but is {value!r}.")
+
+
+def _construct(cls: type[Any], tree: Mapping[str, Any], where: str) -> Any:
+    known = {f.name for f in dataclasses.fields(cls)}
+    for key in tree:
+        if key not in known:
+            path = f"{where}.{key}" if where else key
+            raise ConfigError(f"There is no setting {path!r}. {did_you_mean(str(key), known)}")
+    return cls(**tree)
+
+
+def _changes(rule: Any, where: str) -> dict[str, Any]:
+    """The slot changes of one rule of `layers`."""
+    if not isinstance(rule, Mapping) or "at" not in rule:
+        raise ConfigError(f'{where} must be like {{at: "1::2", attention: {{window: 64}}}}, but is {rule!r}.')
+    changes = {slot: change for slot, change in rule.items() if slot != "at"}
+    require(bool(changes), f"{where} changes nothing: name a slot ({', '.join(LAYER_SLOTS)}) beside at.")
+    for slot in changes:
+        if slot not in LAYER_SLOTS:
+            raise ConfigError(
+                f"{where} names {slot!r}, which is not a slot of a layer. {did_you_mean(slot, LAYER_SLOTS)}"
+            )
+    return changes
+
+
+def _selected(at: int | str, n_layer: int, where: str) -> range:
+    """The layer indices that a Python index or slice picks. ConfigError when it picks none."""
+    try:
+        if ":" in str(at):
+            picked = range(n_layer)[slice(*(int(part) if part.strip() else None for part in str(at).split(":")))]
+        else:
+            picked = range(n_layer)[int(at) :][: -n_layer <= int(at)]
+    except (ValueError, TypeError):
+        raise ConfigError(
+            f'{where}.at must be a Python index or slice like "0", "-1" or "1::2", but is {at!r}.'
+        ) from None
+    require(len(picked) > 0, f"{where}.at = {at!r} picks none of the {n_layer} layers.")
+    return picked
+
+
+assert set(LAYER_SLOTS) <= set(SLOTS)

@@ -1,0 +1,119 @@
+"""The laws that a variant must keep, run on tiny models built around it. A plugin's variant is treated like ours."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gptlab import plugins, registry
+from gptlab.conformance.cases import SLOTS, Case, cases_for
+from gptlab.conformance.laws import LAWS, Law, LawBroken
+from gptlab.errors import ConfigError, did_you_mean
+
+__all__ = ["LAWS", "SLOTS", "Case", "Law", "LawBroken", "Verdict", "cases_for", "check", "choose", "judge", "laws_for", "table"]
+
+SLOW_PATHS = ("flex_attention called without torch.compile", "Mismatch dtype between input and weight")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether one law holds for one case, and what was measured or what to look at."""
+
+    variant: str
+    case: str
+    law: str
+    holds: bool
+    note: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+def laws_for(case: Case) -> list[Law]:
+    """The laws that apply to a case."""
+    return [law for law in LAWS.values() if law.applies(case)]
+
+
+def judge(case: Case, law: Law) -> Verdict:
+    """Run one law on one case. A variant that raises has broken the law."""
+    variant = f"{case.slot}/{case.name}"
+    try:
+        with warnings.catch_warnings():  # torch on slow paths, which tiny models may take
+            for message in SLOW_PATHS:
+                warnings.filterwarnings("ignore", message=message)
+            return Verdict(variant, case.id, law.name, True, law.run(case))
+    except LawBroken as broken:
+        return Verdict(variant, case.id, law.name, False, str(broken))
+    except Exception as error:
+        return Verdict(variant, case.id, law.name, False, f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def choose(words: Sequence[str], everything: bool = False) -> list[tuple[str, str]]:
+    """(slot, name) of what a command line names: variants, `plugins=[...]` (alone: the plugins' variants), or all.
+
+    ConfigError when nothing is named, or a word is no variant or several.
+    """
+    given = [word for word in words if not word.startswith("plugins=")]
+    before = _registered()
+    for word in set(words) - set(given):
+        plugins.load(part.strip() for part in word.partition("=")[2].strip("[]").split(",") if part.strip())
+    added = [variant for variant in _registered() if variant not in before]
+    if everything:
+        return _registered()
+    if not given and not added:
+        raise ConfigError("Nothing to check: name a variant, give plugins=[./mine.py] that registers one, or say --all.")
+    return [find(word) for word in given] or added
+
+
+def find(word: str) -> tuple[str, str]:
+    """(slot, name) of `attention/flash` or `flash`. ConfigError for what is no variant, or several."""
+    known = _registered()
+    matches = [(slot, name) for slot, name in known if word in (name, f"{slot}/{name}")]
+    if not matches:
+        near = {w for slot, name in known for w in (name, f"{slot}/{name}")}
+        raise ConfigError(f"There is no variant named {word!r} to check. {did_you_mean(word, near)}")
+    if len(matches) > 1:
+        raise ConfigError(f"{word!r} names a variant in several slots: say {' or '.join(map('/'.join, matches))}.")
+    return matches[0]
+
+
+def check(variants: Iterable[tuple[str, str]], watch: Callable[[str], None] = lambda case: None) -> Iterator[Verdict]:
+    """The verdict of every law on every case of the variants, as each comes in; `watch` is told which case is judged."""
+    for slot, name in variants:
+        try:
+            cases = cases_for(slot, name)
+        except Exception as error:
+            yield Verdict(f"{slot}/{name}", f"{slot}/{name}", "the_variant_can_be_built", False, " ".join(str(error).split()))
+            continue
+        for case in cases:
+            watch(case.id)
+            for law in laws_for(case):
+                yield judge(case, law)
+
+
+def table(verdicts: Sequence[Verdict], every_case: bool = False) -> Any:
+    """A rich table: for each variant and law the broken cases, or in how many it holds; `every_case` gives each a row."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    groups: dict[str, dict[str, list[Verdict]]] = {}
+    for verdict in verdicts:
+        groups.setdefault(verdict.variant, {}).setdefault(verdict.law, []).append(verdict)
+    rows = Table("law", "verdict", "measured, or what to look at", show_edge=False)
+    for variant, laws in groups.items():
+        rows.add_section()
+        rows.add_row(f"[bold]{variant}[/]")
+        for law, members in laws.items():
+            rows_of = [v for v in members if every_case or not v.holds]
+            for v in rows_of:
+                rows.add_row(law.replace("_", " "), "holds" if v.holds else "[bold red]BROKEN[/]", escape(f"{v.case}: {v.note}"))
+            if not rows_of:
+                rows.add_row(law.replace("_", " "), "holds", members[0].note if len(members) == 1 else f"{len(members)} cases")
+    return rows
+
+
+def _registered() -> list[tuple[str, str]]:
+    return [(slot, name) for slot in SLOTS for name in registry.names(slot)]

@@ -1,0 +1,91 @@
+"""What the machine is and can do: device, precision, compiler, and the peak that MFU is a share of."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from gptlab.errors import ConfigError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# Dense bf16/fp16 matrix products, FLOP/s, from the makers' data sheets (SXM parts where there are several).
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "RTX 4090": 165e12,
+}
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device for `trainer.device`. ConfigError when this machine does not have it."""
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise ConfigError(f"trainer.device must be auto, cpu, cuda, cuda:0 or mps, but is {wanted!r}.") from None
+    here = {"cpu": True, "cuda": torch.cuda.device_count() > (device.index or 0), "mps": _has_mps()}
+    if not here.get(device.type, False):
+        raise ConfigError(f"trainer.device={wanted} is not on this machine: choose auto or cpu.")
+    return device
+
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """fp32, bf16 or fp16 for `trainer.precision`; auto is bf16 where the device is good at it."""
+    if wanted != "auto":
+        if wanted == "fp16" and device.type == "cpu":
+            raise ConfigError("trainer.precision=fp16 needs a GPU: on a CPU choose fp32 or bf16.")
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Matrix products in the precision, the rest as torch's autocast lists have it."""
+    return nullcontext() if precision == "fp32" else torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+def has_compiler(device: torch.device) -> bool:
+    """Whether torch.compile can build code for the device."""
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        return bool(has_triton())
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++", "cl"))
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """The device's dense bf16 peak in FLOP/s; None where it is not known, so that no other chip's is shown."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for chip, peak in PEAK_FLOPS.items() if all(word in name for word in chip.split())), None)
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """The hardware and versions that a run's numbers belong to."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "device": str(device),
+        "gpu": gpu,
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": platform.platform(),
+    }
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()

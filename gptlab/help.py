@@ -1,0 +1,107 @@
+"""What `--help` shows: every group, every variant with its one-line meaning, every setting. Needs no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gptlab import catalogue, conf_dir
+from gptlab.config import ModelConfig, RunConfig, TrainerConfig
+from gptlab.registry import SLOTS
+
+VERBS = {
+    "train": "train a model, watch it, and let it write",
+    "sample": "let the model of a run write",
+    "evaluate": "loss, perplexity and bits per byte of a run on a split or a text",
+    "check": "hold variants, your own included, to the laws",
+    "completion": "print the completion script of a shell: bash, zsh or fish",
+}
+EXAMPLES = (
+    "gptlab train model/attention=flash position=rope",
+    "gptlab train model=llama data=text data.path=book.txt tokenizer=bpe",
+    "gptlab train experiment=shakespeare_char_cpu",
+    "gptlab train -m model/norm=layernorm,rmsnorm seed=0,1",
+    "gptlab train plugins=[./mixer.py] model/attention=mixer",
+    "gptlab train resume=latest",
+)
+FLAGS = {
+    "-m": "train every combination of comma-separated values",
+    "--cfg job": "print the composed config and stop",
+    "--info": "print what Hydra knows: search path, defaults, config",
+    "--config-dir DIR": "look for presets in DIR too",
+    "--hydra-help": "the flags of Hydra",
+}
+
+
+def show_verbs() -> None:
+    """The commands of gptlab."""
+    console = Console()
+    console.print(
+        "gptlab: compose a GPT from parts, train it, and know what each part is worth.\n\nUsage: gptlab VERB ...\n"
+    )
+    console.print(_table((verb, meaning) for verb, meaning in VERBS.items()))
+    console.print("\nEach verb has a --help of its own. `python -m gptlab.VERB` is the same.")
+
+
+def show_train(plugins: list[str]) -> None:
+    """Groups, variants, presets and settings of a training."""
+    console = Console(highlight=False)
+    console.print("Train a GPT composed from parts: gptlab train [GROUP=NAME ...] [SETTING=VALUE ...] [FLAG ...]\n")
+    found = catalogue.entries(Path(plugin) for plugin in plugins if plugin.endswith(".py"))
+    for slot, place in SLOTS.items():
+        console.print(f"[bold]{place.group}=[/]  {escape(place.meaning)}")
+        mine = [(entry.name, _with_options(entry, place.node)) for entry in found if entry.slot == slot]
+        console.print(_table([*mine, *presets(place.group)]))
+    for group, meaning in (("model", "sizes and parts together"), ("experiment", "a whole run, with its question")):
+        console.print(f"[bold]{group}=[/]  {meaning}")
+        console.print(_table(presets(group)))
+    for title, cls in (("", RunConfig), ("model.", ModelConfig), ("trainer.", TrainerConfig)):
+        console.print(f"[bold]{title or 'settings'}[/]")
+        console.print(_table(_settings(title, cls)))
+    console.print("[bold]flags[/]")
+    console.print(_table(FLAGS.items()))
+    console.print("[bold]examples[/]")
+    for example in EXAMPLES:
+        console.print(f"  {escape(example)}")
+
+
+def presets(group: str) -> list[tuple[str, str]]:
+    """The YAML files of a group and the comment that opens each."""
+    folder = conf_dir.find() / group
+    return [(path.stem, _opening(path)) for path in sorted(folder.glob("*.yaml"))]
+
+
+def _opening(path: Path) -> str:
+    comments = (line.lstrip("# ") for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
+    return next((line for line in comments if not line.startswith("@package")), "")
+
+
+def _with_options(entry: catalogue.Entry, node: str) -> str:
+    short = node.removeprefix("model.") if node == "model.position" else node
+    return entry.meaning + (f" [{short}.: {' '.join(entry.options)}]" if entry.options else "")
+
+
+def _settings(prefix: str, cls: type) -> Iterator[tuple[str, str]]:
+    """Plain settings of a dataclass with their defaults and the comment beside each in its source."""
+    comments = dict(re.findall(r"^    (\w+): .*?#\s*(.+)$", inspect.getsource(cls), re.MULTILINE))
+    for item in dataclasses.fields(cls):
+        if item.name not in SLOTS and item.default_factory in (dataclasses.MISSING, list):
+            default: Any = [] if item.default is dataclasses.MISSING else item.default
+            yield f"{prefix}{item.name}", f"= {'null' if default is None else default}  {comments.get(item.name, '')}"
+
+
+def _table(rows: Any) -> Table:
+    table = Table.grid(padding=(0, 2), pad_edge=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, meaning in rows:
+        table.add_row(f"  {escape(name)}", escape(meaning))
+    return table

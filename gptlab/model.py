@@ -1,0 +1,164 @@
+"""GPT: embed the tokens, run the blocks, score every next token. (B, T) ids -> (B, T, V) logits."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+import gptlab.components  # noqa: F401  (registers the variants)
+from gptlab import registry
+from gptlab.components.attention import Attention
+from gptlab.components.block import Block, Parts
+from gptlab.components.context import Cache, Context
+from gptlab.components.position import Position
+from gptlab.components.shape import Shape
+from gptlab.config import ModelConfig, as_spec
+from gptlab.errors import ConfigError
+from gptlab.seeds import seed_of, seeded
+
+IGNORED = -100  # a target that is no part of the loss
+
+
+class GPT(nn.Module):
+    """A decoder-only model composed from registered parts; initial values depend on (seed, parameter name) alone."""
+
+    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+        super().__init__()
+        if config.vocab_size is None or config.vocab_size < 1:
+            raise ConfigError(f"model.vocab_size must be at least 1, but is {config.vocab_size}: a tokenizer sets it.")
+        self.config = config
+        build = functools.partial(_build, seed)
+        with seeded(seed, "construction"):
+            self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+            self.position: Position = build("", "position", config.position, _shape(config))
+            self.dropout = nn.Dropout(config.dropout)
+            self.blocks = nn.ModuleList(
+                _build_block(build, config, self.position, layer, slots)
+                for layer, slots in enumerate(config.slots_of_layers())
+            )
+            closes = self.blocks[-1].final_norm if self.blocks else False
+            self.norm = build("", "norm", config.norm, config.n_embd) if closes else nn.Identity()
+            self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.tie_weights:
+            self.head.weight = self.token_embedding.weight
+        initialise(self, seed, config.init_std)
+
+    def forward(self, tokens: Int[Tensor, "B T"], cache: Cache | None = None) -> Float[Tensor, "B T V"]:
+        """Logits of the token that follows each of `tokens`, given those before it and those that `cache` holds."""
+        return self.head(self.hidden(tokens, cache)[0])
+
+    def loss(self, tokens: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum of the cross entropies (nats) over the targets that are not -100, and the losses that parts add."""
+        hidden, context = self.hidden(tokens)
+        logits = self.head(hidden).float()
+        total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+        return total, context.losses
+
+    def hidden(self, tokens: Int[Tensor, "B T"], cache: Cache | None = None) -> tuple[Float[Tensor, "B T C"], Context]:
+        """What the head reads."""
+        start = cache.length if cache else 0
+        stop = start + tokens.shape[1]
+        if self.position.limit is not None and stop > self.position.limit:
+            raise ConfigError(
+                f"This position encoding knows {self.position.limit} positions, but token {stop} was asked for: "
+                f"feed fewer tokens, or train with position=rope, alibi or none."
+            )
+        context = Context(positions=torch.arange(start, stop, device=tokens.device)[None])
+        x = self.dropout(self.position.embed(self.token_embedding(tokens), context.positions))
+        memories = cache.layers if cache else [None] * len(self.blocks)
+        for block, memory in zip(self.blocks, memories, strict=True):
+            x = block(x, context, memory)
+        if cache:
+            cache.length = stop
+        return self.norm(x), context
+
+    def new_cache(self, batch_size: int, max_len: int) -> Cache:
+        """An empty memory for decoding: each layer's attention makes what it needs to remember `max_len` tokens."""
+        return Cache([cast(Block, block).attention.new_cache(batch_size, max_len) for block in self.blocks])
+
+    def n_parameters(self) -> int:
+        """All parameters, each counted once."""
+        return sum(p.numel() for p in self.parameters())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds: every parameter and persistent buffer once, by its first name."""
+        first: dict[int, tuple[str, Tensor]] = {}
+        for name, tensor in self.state_dict(keep_vars=True).items():
+            first.setdefault(id(tensor), (name, tensor.detach()))
+        return dict(first.values())
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take the values of `tensors()` of an equal model. ConfigError naming the first that does not fit."""
+        own = self.tensors()
+        odd = sorted(own.keys() ^ tensors.keys()) or [n for n, t in own.items() if t.shape != tensors[n].shape]
+        if odd:
+            raise ConfigError(f"These weights are of another model: {odd[0]} does not fit ({len(odd)} such tensors).")
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(tensors[name])
+
+
+def initialise(model: GPT, seed: int, std: float) -> None:
+    """GPT-2's rule, one generator for each tensor: linear and embedding weights N(0, std), biases 0.
+
+    A linear layer named `proj` writes to the residual stream: its std is divided by sqrt(2 n_layer). Any other
+    module with a `reset_parameters` is asked to draw for itself, parents after their children.
+    """
+    depth = max(1, len(model.blocks))
+    for name, module in reversed(list(model.named_modules())):
+        if isinstance(module, nn.Linear | nn.Embedding):
+            scale = (2 * depth) ** -0.5 if name.endswith("proj") else 1.0
+            _draw_weight(module.weight, seed, f"{name}.weight", std * scale)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif hasattr(module, "reset_parameters"):
+            with seeded(seed, name):
+                module.reset_parameters()
+    if model.head.weight is model.token_embedding.weight:
+        _draw_weight(model.token_embedding.weight, seed, "token_embedding.weight", std)
+
+
+def _draw_weight(weight: Tensor, seed: int, name: str, std: float) -> None:
+    if not weight.is_meta:
+        drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed_of(seed, name)))
+        weight.data.copy_(drawn * std)
+
+
+def _shape(config: ModelConfig, layer: int = 0) -> Shape:
+    return Shape(
+        n_embd=config.n_embd, n_head=config.n_head, block_size=config.block_size, n_layer=config.n_layer, layer=layer,
+        dropout=config.dropout, bias=config.bias,
+    )  # fmt: skip
+
+
+def _build(seed: int, where: str, slot: str, spec: Any, *args: Any) -> Any:
+    """A part whose own draws in `__init__` depend on (seed, where, slot), not on what was built before it."""
+    with seeded(seed, f"{where}{slot}"):
+        return registry.build(slot, spec, *args)
+
+
+def _build_block(
+    build: Callable[..., Any], config: ModelConfig, shared: Position, layer: int, slots: dict[str, Any]
+) -> Block:
+    """Layer `layer` from its specs. A layer without a position of its own shares the model's."""
+    shape, where = _shape(config, layer), f"blocks.{layer}."
+    position = shared
+    if slots["position"] != as_spec(config.position):
+        position = build(where, "position", slots["position"], shape)
+        if "embed" in position.acts:
+            raise ConfigError(
+                f"position {slots['position']['name']!r} acts on the embeddings, so it belongs to the whole model, not "
+                f"to layer {layer}: set position={slots['position']['name']}, or name another in model.layers."
+            )
+    attention: Attention = build(where, "attention", slots["attention"], shape, position)
+    mlp: nn.Module = build(where, "mlp", slots["mlp"], shape)
+    parts = Parts(attention, mlp, lambda: build(where, "norm", slots["norm"], shape.n_embd))
+    block: Block = build(where, "block", slots["block"], shape, parts)
+    return block

@@ -1,0 +1,224 @@
+"""Slot -> name -> class. A variant's signature is its schema: options, types, defaults and meanings."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, make_dataclass
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from gptlab.errors import ConfigError, did_you_mean
+
+T = TypeVar("T", bound=type)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place that can be filled in several ways: its group on the command line and its node in the config."""
+
+    group: str
+    node: str
+    meaning: str
+
+
+SLOTS: dict[str, Slot] = {
+    "attention": Slot("model/attention", "model.attention", "how tokens look at each other"),
+    "position": Slot("position", "model.position", "how a token knows where it stands"),
+    "norm": Slot("model/norm", "model.norm", "how the residual stream is normalized"),
+    "mlp": Slot("model/mlp", "model.mlp", "what is computed token by token"),
+    "block": Slot("model/block", "model.block", "how a layer wires its parts"),
+    "data": Slot("data", "data", "where the text comes from"),
+    "tokenizer": Slot("tokenizer", "tokenizer", "text to ids and back"),
+    "optimizer": Slot("optimizer", "optimizer", "how gradients become steps"),
+    "schedule": Slot("schedule", "schedule", "the learning rate over the steps"),
+}
+
+_variants: dict[str, dict[str, type]] = {slot: {} for slot in SLOTS}
+
+
+@dataclass(frozen=True)
+class Option:
+    """A keyword-only argument of a variant: its type, default (MISSING where required) and meaning."""
+
+    name: str
+    type: Any
+    default: Any
+    meaning: str
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """What a `Literal` type allows; empty for any other type."""
+        return tuple(a for t in _alternatives(self.type) if get_origin(t) is Literal for a in get_args(t))
+
+    @property
+    def wanted(self) -> str:
+        """The type in words, for errors and help."""
+        return " or ".join(dict.fromkeys(_in_words(t) for t in _alternatives(self.type)))
+
+    def check(self, value: Any, where: str) -> Any:
+        """`value` as this option's type (an int where a float is wanted becomes one). ConfigError otherwise."""
+        for alternative in _alternatives(self.type):
+            fits, converted = _fit(alternative, value)
+            if fits:
+                return converted
+        hint = f" {did_you_mean(value, map(str, self.choices))}" if self.choices and isinstance(value, str) else ""
+        raise ConfigError(f"{where} must be {self.wanted}, but {value!r} is not.{hint}")
+
+
+def register(slot: str, name: str) -> Callable[[T], T]:
+    """Class decorator: make the class known as `name` in `slot`. ConfigError when another class has the name."""
+    if slot not in SLOTS:
+        raise ConfigError(f"A variant fills a slot, but {slot!r} is not one. {did_you_mean(slot, SLOTS)}")
+    if not name.isidentifier():
+        raise ConfigError(f"A variant's name is a word of letters, digits and _, but {name!r} is not.")
+
+    def add(cls: T) -> T:
+        taken = _variants[slot].get(name)
+        if taken is not None and _full_name(taken) != _full_name(cls):
+            raise ConfigError(f"{slot} {name!r} is both {_full_name(taken)} and {_full_name(cls)}: rename one of them.")
+        options(cls)  # a signature that is no schema is refused here, where its author sees it
+        _variants[slot][name] = cls
+        return cls
+
+    return add
+
+
+def names(slot: str) -> list[str]:
+    """The registered names of a slot, sorted."""
+    return sorted(_variants[slot])
+
+
+def get(slot: str, name: str) -> type:
+    """The class registered as `name` in `slot`. ConfigError with the nearest name when there is none."""
+    try:
+        return _variants[slot][name]
+    except (KeyError, TypeError):
+        raise ConfigError(f"There is no {slot} named {name!r}. {did_you_mean(str(name), _variants[slot])}") from None
+
+
+def name_of(slot: str, spec: str | Mapping[str, Any]) -> str:
+    """The name in a spec, which is a name alone or a mapping with `name` and options."""
+    if isinstance(spec, str):
+        return spec
+    if not isinstance(spec, Mapping) or "name" not in spec:
+        raise ConfigError(f"{slot} must be a name, or a mapping with a name and options, but {spec!r} is neither.")
+    return str(spec["name"])
+
+
+def options(cls: type) -> dict[str, Option]:
+    """The options of a variant, in the order of its signature. ConfigError for one that has no type."""
+    hints = get_type_hints(cls.__init__, include_extras=True)  # type: ignore[misc]  # reading the signature is the point
+    found = {}
+    for parameter in inspect.signature(cls).parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            raise ConfigError(
+                f"{_full_name(cls)}: options are written out by name, so **{parameter.name} cannot be one."
+            )
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            continue
+        if parameter.name not in hints:
+            raise ConfigError(f"{_full_name(cls)}: option {parameter.name!r} needs a type.")
+        hint = hints[parameter.name]
+        annotated = get_origin(hint) is Annotated
+        kind, meaning = (get_args(hint)[:2]) if annotated else (hint, "")
+        default = MISSING if parameter.default is parameter.empty else parameter.default
+        found[parameter.name] = Option(parameter.name, kind, default, str(meaning))
+    return found
+
+
+def resolve(slot: str, spec: str | Mapping[str, Any]) -> tuple[type, dict[str, Any]]:
+    """Class and checked options of a spec. ConfigError: unknown name or option, wrong type, missing value."""
+    name = name_of(slot, spec)
+    cls = get(slot, name)
+    known = options(cls)
+    given = {} if isinstance(spec, str) else {key: value for key, value in spec.items() if key != "name"}
+    for key in given:
+        if key not in known:
+            way_out = did_you_mean(str(key), known) if known else "It has no options."
+            raise ConfigError(f"{slot} {name!r} has no option {key!r}. {way_out}")
+    node = SLOTS[slot].node
+    checked = {key: known[key].check(value, f"{node}.{key}") for key, value in given.items()}
+    for key, option in known.items():
+        if option.default is MISSING and key not in checked:
+            raise ConfigError(f"{slot} {name!r} needs {option.meaning or key}: give {node}.{key}=...")
+    return cls, checked
+
+
+def build(slot: str, spec: str | Mapping[str, Any], *args: Any) -> Any:
+    """An instance of the variant that `spec` names, built as `Variant(*args, **options)`."""
+    cls, chosen = resolve(slot, spec)
+    return cls(*args, **chosen)
+
+
+def complete(slot: str, spec: str | Mapping[str, Any]) -> dict[str, Any]:
+    """The spec with every option written out, so that it means the same when a default changes."""
+    cls, chosen = resolve(slot, spec)
+    return {
+        "name": name_of(slot, spec),
+        **{key: chosen.get(key, option.default) for key, option in options(cls).items()},
+    }
+
+
+def schema(slot: str, name: str) -> type:
+    """The variant's options as a dataclass for OmegaConf: field `name` first, then each option with its type."""
+    fields: list[Any] = [("name", str, field(default=name))]
+    for option in options(get(slot, name)).values():
+        default = "???" if option.default is MISSING else option.default
+        if isinstance(default, list | tuple):
+            fields.append((option.name, Any, field(default_factory=functools.partial(list, default))))
+        else:
+            fields.append((option.name, _omegaconf_type(option.type), field(default=default)))
+    return make_dataclass(f"{slot}_{name}", fields, namespace={"variant": (slot, name)})
+
+
+def label(slot: str, part: object) -> str:
+    """The name that a part's class is registered under; the class's own name when it is not."""
+    return next((name for name, cls in _variants[slot].items() if cls is type(part)), type(part).__name__)
+
+
+def meaning(cls: type) -> str:
+    """The first line of a variant's docstring."""
+    return (inspect.getdoc(cls) or "").partition("\n")[0]
+
+
+def _full_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+
+
+def _in_words(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, get_args(kind)))
+    if get_origin(kind) is list:
+        return f"a list of {get_args(kind)[0].__name__}"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "null"}
+    return words.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def _fit(kind: Any, value: Any) -> tuple[bool, Any]:
+    """Whether `value` is of one non-union type, and the value as that type."""
+    if kind is Any:
+        return True, value
+    if get_origin(kind) is Literal:
+        return value in get_args(kind), value
+    if get_origin(kind) is list:
+        (item,) = get_args(kind)
+        fits = isinstance(value, list | tuple) and all(_fit(item, v)[0] for v in value)
+        return fits, [_fit(item, v)[1] for v in value] if fits else value
+    if kind is float and type(value) is int:
+        return True, float(value)
+    return type(value) is kind or (kind not in (int, float) and isinstance(value, kind)), value
+
+
+def _omegaconf_type(kind: Any) -> Any:
+    """The nearest type OmegaConf can hold: one simple type, or it and None; a Literal is its values' type."""
+    parts = [type(get_args(t)[0]) if get_origin(t) is Literal else t for t in _alternatives(kind)]
+    simple = [t for t in parts if t is not type(None)]
+    if len(simple) != 1 or simple[0] not in (int, float, bool, str):
+        return Any
+    return simple[0] | None if len(parts) > 1 else simple[0]

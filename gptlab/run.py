@@ -1,0 +1,285 @@
+"""One run from its config to its summary: text, model, directory, logs, training, and going on after a stop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptlab import checkpoint, data, ngram, registry, report, rundir, rundirs
+from gptlab.compiling import maybe_compile
+from gptlab.config import ModelConfig, RunConfig, require, to_dict
+from gptlab.cost import flops_per_token
+from gptlab.data import Dataset
+from gptlab.display import Display, make_display
+from gptlab.errors import DataError, GptlabError, TrainingError
+from gptlab.evaluation import bits_per_byte, evaluate
+from gptlab.hardware import autocast, choose_device, choose_precision, describe, peak_flops
+from gptlab.model import GPT
+from gptlab.optimizer import parameter_groups
+from gptlab.runlog import RunLog, open_wandb, rewind, write_summary
+from gptlab.sampling import Draw, generate
+from gptlab.stopping import stop_requests
+from gptlab.trainer import Actions, Batch, Status, TrainState, train
+
+OUT_OF_MEMORY = (
+    "Out of memory: lower trainer.batch_size (and raise trainer.accumulate by as much to keep the batch), "
+    "model.block_size, model.n_embd or model.n_layer."
+)
+
+
+def start(config: RunConfig, command: Mapping[str, Any]) -> tuple[Status, Path]:
+    """Train a new run. Everything that can be wrong is found before its directory exists."""
+    display = make_display()
+    config = rundir.whole(config)
+    run_dir = rundirs.fresh(config.run_dir, config.name)
+    check(config)
+    dataset = prepare(config, display)
+    state = make_state(config, dataset, display)
+    run = Run(config, run_dir, dataset, state, display)
+    run.check_sample()
+    rundir.write(run_dir, config, dataset.tokenizer, command)
+    return run.train(), run_dir
+
+
+def go_on(wanted: str, changes: Mapping[str, Any]) -> tuple[Status, Path]:
+    """Continue a run from its newest good checkpoint, or from its beginning when it was stopped before the first."""
+    run_dir = rundirs.find(wanted)
+    config = rundir.changed(rundir.read_config(run_dir), run_dir, changes)
+    check(config)
+    display = make_display()
+    dataset = prepare(config, display)
+    state = make_state(config, dataset, display)
+    if checkpoint.newest(run_dir):
+        restore(state, run_dir, dataset, display)
+    require(
+        state.step < state.config.steps,
+        f"{run_dir} is done: it has trained all {state.config.steps} steps. To go on, raise trainer.steps.",
+    )
+    rewind(run_dir, state.step)
+    display.note(f"Going on with {run_dir} after step {state.step:,}.")
+    return Run(config, run_dir, dataset, state, display).train(), run_dir
+
+
+def check(config: RunConfig) -> None:
+    """Build everything without storage and text: what cannot be is refused before a file is read or written."""
+    choose_precision(config.trainer.precision, choose_device(config.trainer.device))
+    with torch.device("meta"):
+        GPT(ModelConfig(**{**vars(config.model), "vocab_size": config.model.vocab_size or 1}))
+    registry.build("optimizer", config.optimizer, [{"params": [torch.nn.Parameter(torch.zeros(1))]}])
+    registry.build("schedule", config.schedule, config.trainer.steps)
+
+
+def prepare(config: RunConfig, display: Display) -> Dataset:
+    """The text as tokens, with a vocabulary and lengths that the model can take."""
+    source = registry.build("data", config.data)
+    dataset = data.prepare(source, registry.build("tokenizer", config.tokenizer), report=display.note)
+    dataset.require(config.model.block_size)
+    vocabulary = dataset.vocab_size
+    config.model.vocab_size = config.model.vocab_size or vocabulary
+    require(
+        config.model.vocab_size >= vocabulary,
+        f"model.vocab_size must cover the tokenizer's {vocabulary} ids, but is {config.model.vocab_size}: leave it.",
+    )
+    return dataset
+
+
+def make_state(config: RunConfig, dataset: Dataset, display: Display) -> TrainState:
+    """A model with its initial values on its device, and what trains it."""
+    plan = config.trainer
+    device = choose_device(plan.device)
+    model = GPT(config.model, config.seed).to(device)
+    return TrainState(
+        model=model,
+        optimizer=registry.build("optimizer", config.optimizer, parameter_groups(model)),
+        schedule=registry.build("schedule", config.schedule, plan.steps),
+        config=plan,
+        seed=config.seed,
+        device=device,
+        precision=choose_precision(plan.precision, device),
+        loss=maybe_compile(model.loss, plan.compile, device, display.note),
+    )
+
+
+def restore(state: TrainState, run_dir: Path, dataset: Dataset, display: Display) -> None:
+    """Take parameters, optimizer state and counters of the newest good checkpoint, bit for bit."""
+    saved = checkpoint.load(run_dir, note=display.note, device=state.device)
+    held = saved.meta["data"]
+    if held != dataset.fingerprint:
+        raise DataError(
+            f"{run_dir} was trained on another text than the one its config finds now: bring that text back."
+        )
+    state.model.load_tensors(saved.tensors["model"])
+    names = {parameter: name for name, parameter in state.model.named_parameters()}
+    checkpoint.restore_optimizer(state.optimizer, names, saved.tensors["optimizer"], saved.meta["optimizer"])
+    if state.precision == "fp16":
+        state.scaler.load_state_dict(saved.meta["scaler"])
+    state.step, state.seconds = saved.step, saved.meta["seconds"]
+    state.best, state.last = (math.inf if x is None else x for x in (saved.meta["best"], saved.meta["last"]))
+
+
+@dataclass
+class Run:
+    """A run under way: what the trainer calls between its steps, and what is written when it ends."""
+
+    config: RunConfig
+    run_dir: Path
+    dataset: Dataset
+    state: TrainState
+    display: Display
+    log: RunLog = field(init=False)
+    levels: dict[int, float] = field(init=False)  # the n-gram ruler: order -> nats per token
+    train_loss: float | None = None  # newest
+    flops: float | None = None  # per token
+
+    def train(self) -> Status:
+        """Train to the end, to a stop, or to a failure; whichever it is, summary.json tells."""
+        self.flops = self._count_flops()
+        self.levels = dict(enumerate(ngram.ruler(self.dataset).val, start=1))
+        self.display.start(self.config.trainer.steps, self._title(), ruler=self.levels)
+        about = {**to_dict(self.config), "variants": rundir.variants(self.config)}
+        wandb = open_wandb(
+            self.config.logger, self.run_dir, name=self.run_dir.name, config=about, note=self.display.note
+        )
+        self.log = RunLog(self.run_dir, display=self.display, wandb=wandb)
+        write_summary(self.run_dir, self.summary("running"))
+        try:
+            with stop_requests(self.log.note) as stopping:
+                actions = Actions(self._log, self._evaluate, self._sample, self._save, stopping)
+                status = train(self.state, self._batch, actions, self._mfu)
+        except BaseException as error:
+            self.log.close(
+                self.summary("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", str(error))
+            )
+            raise _explained(error) from error
+        self.log.close(self.summary(status))
+        return status
+
+    def summary(self, status: str, error: str | None = None) -> dict[str, Any]:
+        """What summary.json holds."""
+        state = self.state
+        fit = self.dataset.bytes_per_token("val")
+        known = math.isfinite(state.last)
+        return {
+            "status": status,
+            "error": error,
+            "step": state.step,
+            "steps": state.config.steps,
+            "train_loss": self.train_loss,
+            "val_loss": state.last if known else None,
+            "best_val_loss": state.best if known else None,
+            "val_bpb": bits_per_byte(state.last, fit) if known else None,
+            "ruler": self.levels,
+            "parameters": state.model.n_parameters(),
+            "flops_per_token": self.flops,
+            "tokens": state.step * state.tokens_per_step,
+            "seconds": state.seconds,
+            "precision": state.precision,
+            "variants": rundir.variants(self.config),
+            "hardware": describe(state.device),
+            "data": self.dataset.fingerprint,
+            "run_dir": str(self.run_dir),
+            "curve": str(self._draw()) if status != "running" and self.state.step else None,
+        }
+
+    def check_sample(self) -> None:
+        """A prompt that the tokenizer cannot read is an error before the first step, not at the first sample."""
+        self._prompt()
+
+    def _batch(self, step: int) -> Batch:
+        plan = self.config.trainer
+        n = plan.batch_size * plan.accumulate
+        block_size = self.config.model.block_size
+        return data.sample_batch(self.dataset.train, seed=self.config.seed, step=step, n=n, block_size=block_size)
+
+    def _log(self, row: Mapping[str, Any]) -> None:
+        self.train_loss = row.get("train/loss", self.train_loss)
+        self.log.metrics(row)
+
+    def _evaluate(self) -> dict[str, float]:
+        loss = evaluate(
+            self.state.model,
+            self.dataset.val,
+            batch_size=self.config.trainer.batch_size,
+            autocast=autocast(self.state.device, self.state.precision),
+        )
+        return {"val/loss": loss, "val/bpb": bits_per_byte(loss, self.dataset.bytes_per_token("val"))}
+
+    def _sample(self) -> None:
+        plan, model, prompt = self.config.trainer, self.state.model, self._prompt()
+        room = plan.sample_tokens if model.position.limit is None else model.position.limit - len(prompt)
+        draw = Draw(temperature=plan.sample_temperature)
+        with autocast(self.state.device, self.state.precision):
+            steps = generate(
+                model, prompt, min(plan.sample_tokens, room), draw=draw, seeds=[self.config.seed + self.state.step]
+            )
+            drawn = [token for (token,) in steps]
+        self.log.sample(self.state.step, self.config.trainer.sample_prompt + self.dataset.tokenizer.decode(drawn))
+
+    def _prompt(self) -> list[int]:
+        """The tokens a sample begins with."""
+        text = self.dataset.tokenizer
+        if self.config.trainer.sample_prompt:
+            return text.encode(self.config.trainer.sample_prompt)
+        try:
+            return text.separator_ids()
+        except DataError:  # a vocabulary without line breaks
+            return [int(self.dataset.val[0])]
+
+    def _save(self) -> None:
+        state = self.state
+        names = {parameter: name for name, parameter in state.model.named_parameters()}
+        tensors, rest = checkpoint.optimizer_tensors(state.optimizer, names)
+        meta = {
+            "optimizer": rest,
+            "scaler": state.scaler.state_dict(),
+            "seconds": state.seconds,
+            "best": state.best if math.isfinite(state.best) else None,
+            "last": state.last if math.isfinite(state.last) else None,
+            "data": self.dataset.fingerprint,
+        }
+        groups = {"model": state.model.tensors(), "optimizer": tensors}
+        checkpoint.save(self.run_dir, state.step, groups, meta, keep=self.config.trainer.keep)
+
+    def _mfu(self, tokens_per_second: float) -> dict[str, float]:
+        peak = peak_flops(self.state.device) if self.state.precision != "fp32" else None
+        return {"mfu": tokens_per_second * self.flops / peak} if peak and self.flops else {}
+
+    def _count_flops(self) -> float | None:
+        try:
+            return flops_per_token(self.config.model)
+        except Exception as error:  # a part from outside may not run without storage; its training is not at stake
+            self.display.note(
+                f"FLOPs could not be counted ({type(error).__name__}: {str(error).partition(chr(10))[0]})."
+            )
+            return None
+
+    def _title(self) -> list[str]:
+        chosen = rundir.variants(self.config)
+        model = self.config.model
+        parts = " ".join(chosen[slot] for slot in ("attention", "position", "norm", "mlp", "block"))
+        sizes = f"{model.n_layer} layers, {model.n_head} heads, {model.n_embd} wide, context {model.block_size}"
+        splits = f"{len(self.dataset.train):,} train and {len(self.dataset.val):,} validation tokens"
+        return [
+            f"model   {parts}: {sizes}, {self.state.model.n_parameters():,} parameters",
+            f"data    {chosen['data']} as {chosen['tokenizer']} ({self.dataset.vocab_size} ids): {splits}",
+            f"run     {self.run_dir} on {self.state.device}, {self.state.precision}",
+        ]
+
+    def _draw(self) -> Path | None:
+        try:
+            return report.draw_curve(self.run_dir, ruler=self.levels)
+        except Exception as error:  # a picture is worth less than the run
+            self.display.note(f"The curve could not be drawn ({type(error).__name__}: {error}).")
+            return None
+
+
+def _explained(error: BaseException) -> BaseException:
+    """Out of memory as one line with the way out; anything else as it is."""
+    text = str(error)
+    exhausted = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text
+    return TrainingError(OUT_OF_MEMORY) if exhausted and not isinstance(error, GptlabError) else error

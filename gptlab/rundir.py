@@ -1,0 +1,100 @@
+"""What a run directory holds: its config and tokenizer written and read, its newest model opened."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gptlab import checkpoint, plugins, registry, tokenizer
+from gptlab.config import LAYER_SLOTS, RunConfig, from_dict, to_dict
+from gptlab.errors import CheckpointError, ConfigError
+from gptlab.files import write_atomically
+from gptlab.model import GPT
+from gptlab.rundirs import CONFIG, find
+from gptlab.tokenizer import Tokenizer
+
+TOKENIZER, COMMAND = "tokenizer.json", "command.json"
+FREE_SETTINGS = (  # of the trainer: they change nothing that has been computed
+    "steps log_every eval_every save_every sample_every sample_tokens sample_prompt sample_temperature keep "
+    "device compile on_nonfinite"
+)
+MAY_CHANGE = {"logger", "plugins", "resume", *(f"trainer.{name}" for name in FREE_SETTINGS.split())}
+
+
+def write(run_dir: Path, config: RunConfig, text: Tokenizer, command: Mapping[str, Any]) -> None:
+    """Begin a run directory: its resolved config, its tokenizer, and the overrides and variants it was started with."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    text.save(run_dir / TOKENIZER)
+    write_atomically(run_dir / COMMAND, json.dumps({**command, "variants": variants(config)}, indent=2).encode())
+    write_atomically(run_dir / CONFIG, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
+
+
+def read_config(run_dir: Path) -> RunConfig:
+    """The config of a run; its plugins are imported first, from where they were when it began."""
+    try:
+        tree = yaml.safe_load((run_dir / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(tree, dict):
+            raise ValueError("it is no mapping")
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{run_dir / CONFIG} cannot be read ({reason}): restore it, or train again.") from None
+    plugins.load(tree.get("plugins", []))
+    return from_dict(tree)
+
+
+def changed(config: RunConfig, run_dir: Path, changes: Mapping[str, Any]) -> RunConfig:
+    """The saved config with what may differ when a run goes on. ConfigError naming the first change that may not."""
+    tree = to_dict(config)
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        node = tree
+        for part in path:
+            node = node.get(part, {}) if isinstance(node, dict) else {}
+        held = node.get(last) if isinstance(node, dict) else None
+        if key in MAY_CHANGE:
+            node[last] = value
+        elif not (held == value or (isinstance(held, dict) and held.get("name") == value)):
+            raise ConfigError(
+                f"{key} cannot change when a run goes on: {run_dir} has {_short(held)}, asked was {_short(value)}. "
+                f"Leave it out, or start a new run. What may change: {', '.join(sorted(MAY_CHANGE - {'resume'}))}."
+            )
+    return from_dict(tree)
+
+
+def load(run_dir: str | Path, *, note: Callable[[str], None] = print) -> tuple[GPT, Tokenizer]:
+    """The newest good model of a run (in eval mode, on the CPU) and its tokenizer. `run_dir` may be `latest`.
+
+    Damaged checkpoints are passed over, said by `note`. Nothing read can run code; the plugins that the run names are
+    imported from the user's own files. CheckpointError when there is no such run or no good checkpoint.
+    """
+    path = find(str(run_dir))
+    config = read_config(path)
+    model = GPT(config.model)
+    model.load_tensors(checkpoint.load(path, note=note).tensors["model"])
+    return model.eval(), tokenizer.load(path / TOKENIZER)
+
+
+def variants(config: RunConfig) -> dict[str, str]:
+    """Slot -> the name of the variant chosen."""
+    specs = {slot: getattr(config.model if slot in LAYER_SLOTS else config, slot) for slot in registry.SLOTS}
+    return {slot: registry.name_of(slot, spec) for slot, spec in specs.items()}
+
+
+def whole(config: RunConfig) -> RunConfig:
+    """The config with every option of every chosen variant written out and files by their absolute paths."""
+    tree = to_dict(config)
+    for slot in registry.SLOTS:
+        node = tree["model"] if slot in LAYER_SLOTS else tree
+        node[slot] = registry.complete(slot, node[slot])
+    if tree["data"].get("path"):
+        tree["data"]["path"] = str(Path(tree["data"]["path"]).expanduser().absolute())
+    return from_dict(tree)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) < 60 else text[:57] + "..."

@@ -1,0 +1,197 @@
+"""The loop on one screen: batch, loss, gradient, step. What happens between steps is handed in as functions."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
+
+from gptlab.config import TrainerConfig
+from gptlab.errors import TrainingError
+from gptlab.hardware import autocast
+from gptlab.model import GPT, IGNORED
+from gptlab.schedule import Schedule
+from gptlab.seeds import seed_of
+
+Batch = tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]  # tokens, and the token after each (or -100)
+Status = Literal["done", "interrupted"]
+FP16_START = 2.0**16  # first loss scale: fp16 gradients are small
+
+
+@dataclass
+class TrainState:
+    """Everything that changes while a model trains, and what it takes to change it."""
+
+    model: GPT
+    optimizer: Optimizer
+    schedule: Schedule
+    config: TrainerConfig
+    seed: int
+    device: torch.device
+    precision: str
+    loss: Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]  # model.loss, compiled or not
+    step: int = 0
+    seconds: float = 0.0  # of the run so far, pauses of a stopped run left out
+    best: float = math.inf  # lowest validation loss
+    last: float = math.inf  # newest validation loss
+    n_bad: int = 0  # steps left out because they were not finite, as of the last log
+    scaler: GradScaler = field(init=False)
+    bad: Tensor = field(init=False)  # the same count on the device, read on log steps alone
+
+    def __post_init__(self) -> None:
+        # The loss scaler is the guard for every precision: it leaves out steps with gradients that are not finite,
+        # on the device and without waiting for it. In fp32 and bf16 its scale stays at 1.
+        scale = FP16_START if self.precision == "fp16" else 1.0
+        self.scaler = GradScaler(self.device.type, init_scale=scale)
+        self.bad = torch.zeros((), dtype=torch.long, device=self.device)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one optimizer step learns from."""
+        return self.config.batch_size * self.config.accumulate * self.model.config.block_size
+
+
+@dataclass(frozen=True)
+class Actions:
+    """What happens on the way: each is called between steps, when the configuration says that it is due."""
+
+    log: Callable[[Mapping[str, Any]], None]
+    evaluate: Callable[[], Mapping[str, float]]  # must hold val/loss
+    sample: Callable[[], None]
+    save: Callable[[], None]
+    stopping: Callable[[], bool]  # asked after every step
+
+
+def train(state: TrainState, batch_of: Callable[[int], Batch], actions: Actions, flops_per_second: Meter) -> Status:
+    """Train from `state.step` to `config.steps`; every batch and every draw depends on (seed, step) alone."""
+    plan, clock = state.config, _Clock(state)
+    while state.step < plan.steps:
+        losses, norm = train_step(state, batch_of(state.step))
+        state.step += 1
+        row: dict[str, Any] = {}
+        if state.step == 1 or _due(state, plan.log_every):
+            row |= _measure(state, losses, norm, clock, flops_per_second)
+        if _due(state, plan.eval_every):
+            with clock.pause():
+                row |= actions.evaluate()
+            state.last, state.best = row["val/loss"], min(state.best, row["val/loss"])
+        if row:
+            actions.log(
+                {"step": state.step, "tokens": state.step * state.tokens_per_step, "seconds": clock.read(), **row}
+            )
+        stopping = actions.stopping()
+        with clock.pause():
+            if _due(state, plan.sample_every) and not stopping:
+                actions.sample()
+            if _due(state, plan.save_every) or stopping:
+                actions.save()
+        if stopping and state.step < plan.steps:
+            return "interrupted"
+    return "done"
+
+
+def train_step(state: TrainState, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+    """One optimizer step over `accumulate` micro-batches: the mean losses by name, and the gradient norm. No sync.
+
+    The loss is the mean over all targets of the step that are not -100, whatever micro-batch they fall in.
+    """
+    rate = state.optimizer.defaults["lr"] * state.schedule(state.step)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    n_targets = max(1, int((batch[1] != IGNORED).sum()))  # the batch is still on the host
+    losses: dict[str, Tensor] = {}
+    for part, (tokens, targets) in enumerate(_micro_batches(state, batch)):
+        torch.manual_seed(seed_of(state.seed, "dropout", state.step, part))
+        with autocast(state.device, state.precision):
+            total, added = state.loss(tokens, targets)
+        pieces = {"loss": total / n_targets, **{name: x / state.config.accumulate for name, x in added.items()}}
+        state.scaler.scale(torch.stack(list(pieces.values())).sum()).backward()
+        losses = {name: losses.get(name, 0) + piece.detach() for name, piece in pieces.items()}
+    return losses, _step_optimizer(state, losses["loss"])
+
+
+def _step_optimizer(state: TrainState, loss: Tensor) -> Tensor:
+    """Clip and step, unless a gradient is not finite; returns the gradient norm before clipping."""
+    fp16 = state.precision == "fp16"
+    state.scaler.unscale_(state.optimizer)
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, state.config.clip or math.inf)
+    state.scaler.step(state.optimizer)
+    state.scaler.update(None if fp16 else 1.0)
+    state.optimizer.zero_grad(set_to_none=True)
+    finite = torch.isfinite(loss) if fp16 else torch.isfinite(loss) & torch.isfinite(norm)  # fp16 overflows are routine
+    state.bad += ~finite
+    return norm
+
+
+def _micro_batches(state: TrainState, batch: Batch) -> Iterator[Batch]:
+    cuda = state.device.type == "cuda"
+    for pair in zip(*(x.split(state.config.batch_size) for x in batch), strict=True):
+        tokens, targets = ((x.pin_memory() if cuda else x).to(state.device, non_blocking=cuda) for x in pair)
+        yield tokens, targets
+
+
+def _due(state: TrainState, every: int) -> bool:
+    return state.step == state.config.steps or (every > 0 and state.step % every == 0)
+
+
+def _measure(
+    state: TrainState, losses: Mapping[str, Tensor], norm: Tensor, clock: _Clock, flops_per_second: Meter
+) -> dict[str, Any]:
+    """What a log row holds: the one place where the host waits for the device."""
+    row = {f"train/{name}": value.item() for name, value in losses.items()}
+    row |= {"lr": state.optimizer.param_groups[0]["lr"], "grad_norm": norm.item()}
+    bad = int(state.bad)
+    if bad > state.n_bad and state.config.on_nonfinite == "stop":
+        raise TrainingError(
+            f"The loss or its gradient was not finite by step {state.step}; the parameters are those before it. Lower "
+            "optimizer.lr, lengthen schedule.warmup, choose trainer.precision=fp32, or set trainer.on_nonfinite=skip."
+        )
+    if bad:
+        row["skipped_steps"] = bad
+    state.n_bad = bad
+    pace = clock.tokens_per_second()
+    if pace is not None:
+        row["tokens_per_second"] = pace
+        row |= flops_per_second(pace)
+    return row
+
+
+Meter = Callable[[float], Mapping[str, float]]  # tokens per second -> {"mfu": share of the peak}, or nothing
+
+
+class _Clock:
+    """Seconds of the run, and the pace of its steps since the last look, with evaluations and saves left out."""
+
+    def __init__(self, state: TrainState) -> None:
+        self.state = state
+        self.began = time.perf_counter() - state.seconds
+        self.since, self.from_step = time.perf_counter(), state.step
+
+    def read(self) -> float:
+        """Seconds since the run began, kept in the state."""
+        self.state.seconds = time.perf_counter() - self.began
+        return self.state.seconds
+
+    def tokens_per_second(self) -> float | None:
+        """The pace since the last call; None for the very first step, which warms up."""
+        now, steps = time.perf_counter(), self.state.step - self.from_step
+        pace = steps * self.state.tokens_per_step / (now - self.since)
+        self.since, self.from_step = now, self.state.step
+        return pace if self.state.step > 1 else None
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Time that is not training."""
+        began = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - began

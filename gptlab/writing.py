@@ -1,0 +1,110 @@
+"""Text from a run: several continuations drawn side by side, streamed as they come, ended at a stop string."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from typing import TextIO
+
+from gptlab.config import require
+from gptlab.display import harmless
+from gptlab.errors import DataError
+from gptlab.hardware import choose_device
+from gptlab.rundir import load
+from gptlab.sampling import Draw, check_length, generate
+from gptlab.tokenizer import Tokenizer
+
+
+def write(options: argparse.Namespace, out: TextIO) -> None:
+    """Write the texts that `gptlab sample` was asked for; a single one token by token."""
+    require(options.tokens >= 1, f"--tokens must be at least 1, but is {options.tokens}.")
+    require(options.samples >= 1, f"--samples must be at least 1, but is {options.samples}.")
+    require(options.batch >= 1, f"--batch must be at least 1, but is {options.batch}.")
+    require(options.stop != "", "--stop must hold at least one character: leave it out to stop nowhere.")
+    temperature = 0.0 if options.greedy else options.temperature
+    draw = Draw(temperature, options.top_k, options.top_p, options.min_p)
+    device = choose_device(options.device)
+    model, tokenizer = load(options.run, note=lambda line: print(line, file=sys.stderr))
+    model.to(device)
+    prompt = prompt_ids(tokenizer, options.prompt)
+    check_length(model, len(prompt), options.tokens)
+    show = harmless if out.isatty() else str
+    for first in range(0, options.samples, options.batch):
+        seeds = [options.seed + i for i in range(first, min(first + options.batch, options.samples))]
+        drawn = generate(model, prompt, options.tokens, draw=draw, seeds=seeds)
+        texts = continuations(tokenizer, drawn, len(seeds), options.stop)
+        if len(seeds) == 1:
+            _print_stream(texts, options.prompt, first, options.samples, out)
+        else:
+            for number, text in enumerate(_join(texts, len(seeds)), start=first):
+                _print_text(show(options.prompt + text), number, options.samples, out)
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """The tokens of a prompt; of an empty one, the border between two documents."""
+    if prompt:
+        return tokenizer.encode(prompt)
+    try:
+        return tokenizer.separator_ids()
+    except DataError:  # a vocabulary without line breaks
+        return [0]
+
+
+def continuations(
+    tokenizer: Tokenizer, drawn: Iterator[list[int]], n: int, stop: str | None = None
+) -> Iterator[tuple[int, str]]:
+    """(which text, its new piece) as tokens come; what may still change is held back. Each ends before `stop`."""
+    ids: list[list[int]] = [[] for _ in range(n)]
+    told, open_ = [0] * n, set(range(n))
+    for tokens in drawn:
+        for i in sorted(open_):
+            if tokens[i] == tokenizer.end_of_text:
+                open_.discard(i)
+                continue
+            ids[i].append(tokens[i])
+            text = tokenizer.decode(ids[i])
+            if stop is not None and stop in text:
+                text = text[: text.index(stop)]
+                open_.discard(i)
+            safe = len(text) if i not in open_ else _settled(text, stop)
+            if safe > told[i]:
+                yield i, text[told[i] : safe]
+                told[i] = safe
+        if not open_:
+            return
+    for i in sorted(open_):
+        yield i, tokenizer.decode(ids[i])[told[i] :]
+
+
+def _settled(text: str, stop: str | None) -> int:
+    """How much of `text` no further token can change: not half a character, not what may begin the stop string."""
+    whole = len(text.rstrip("\N{REPLACEMENT CHARACTER}"))
+    longest = max((k for k in range(1, len(stop or "")) if text.endswith((stop or "")[:k])), default=0)
+    return min(whole, len(text) - longest)
+
+
+def _join(pieces: Iterator[tuple[int, str]], n: int) -> list[str]:
+    texts = [""] * n
+    for i, piece in pieces:
+        texts[i] += piece
+    return texts
+
+
+def _print_stream(pieces: Iterator[tuple[int, str]], prompt: str, number: int, n: int, out: TextIO) -> None:
+    show = harmless if out.isatty() else str
+    _print_head(number, n, out)
+    print(show(prompt), end="", flush=True, file=out)
+    for _, piece in pieces:
+        print(show(piece), end="", flush=True, file=out)
+    print(file=out)
+
+
+def _print_text(text: str, number: int, n: int, out: TextIO) -> None:
+    _print_head(number, n, out)
+    print(text, file=out)
+
+
+def _print_head(number: int, n: int, out: TextIO) -> None:
+    if n > 1:
+        print(f"--- {number + 1} of {n} ---", file=out)

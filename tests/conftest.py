@@ -1,0 +1,39 @@
+"""What every test is given: no W&B, a cache of its own, one thread; `--plugin FILE` adds a plugin's variants to the laws."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--plugin", action="append", default=[], metavar="FILE_OR_MODULE", help="hold its variants to the laws")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpu: needs CUDA")
+    os.environ["WANDB_MODE"] = "disabled"
+    import torch
+
+    from gptlab import components, plugins  # noqa: F401  (registers the variants, before the plugins' are counted)
+
+    torch.set_num_threads(1)  # workers of pytest-xdist share the cores
+    plugins.load(config.getoption("--plugin"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared texts and downloads of this session, apart from the user's."""
+    cache = tmp_path_factory.mktemp("cache")
+    os.environ["GPTLAB_CACHE"] = str(cache)
+    return cache
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    import torch
+
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and this machine has none"))
