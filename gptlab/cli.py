@@ -5,6 +5,7 @@ The only file of the library that knows Hydra.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -19,32 +20,41 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gptlab import conf_dir, explain, plugins, registry
+from gptlab import conf_dir, explain, plugins, registry, rundirs
 from gptlab.config import LAYER_SLOTS, RunConfig, from_dict
-from gptlab.errors import Interrupted
+from gptlab.errors import ConfigError, GptlabError, Interrupted
 
-failures: list[tuple[str, Exception]] = []  # (overrides, error) of the points of this process
-STARTED = datetime.now().strftime("%Y-%m-%d_%H%M%S_%f")  # one sweep is one directory, however often it is asked
+failures: list[tuple[str, Exception]] = []  # (directory, error) of the points of this process
+sweeps: set[Path] = set()  # their directories
 
 
 def run_hydra(argv: Sequence[str]) -> None:
     """Compose and train what `argv` says. Raises GptlabError for what is wrong in it."""
-    arguments = [_alias(argument) for argument in argv]
-    words = [argument for argument in arguments if not argument.startswith("-")]
-    register_schemas(_plugins_of(words))
-    sys.argv = ["gptlab train", *arguments]
+    arguments = sorted((_alias(argument) for argument in argv), key=_is_override)  # argparse wants flags together
+    words = [argument for argument in arguments if _is_override(argument)]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, who have a line for each
     failures.clear()
+    sweeps.clear()
+    _sweep_dir.cache_clear()
     try:
+        overrides = OverridesParser.create().parse_overrides(words)
+        register_schemas(_plugins_of(arguments, overrides))
+        fixed = ",".join(o.key_or_group for o in overrides if not o.is_sweep_override())
+        more = [*_resumed_variants(overrides), f"hydra.job.config.override_dirname.exclude_keys=[{fixed}]"]
+        sys.argv = ["gptlab train", *arguments, *more]
         hydra.main(version_base="1.3", config_path=str(conf_dir.find()), config_name="train")(point)()
+    except GptlabError:
+        raise
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise explain.in_a_line(error, words) from error
+    finally:
+        _remove_unbegun()
     _raise_first(failures)
 
 
@@ -53,15 +63,33 @@ def point(composed: DictConfig) -> None:
     try:
         _train(composed)
     except Exception as error:  # raised again when Hydra, which would print a traceback of its own, is through
-        failures.append((" ".join(HydraConfig.get().overrides.task), error))
+        failures.append((HydraConfig.get().runtime.output_dir, error))
 
 
 def _raise_first(failed: Sequence[tuple[str, Exception]]) -> None:
-    """Say which points failed, and end as the first of them did."""
-    for overrides, error in failed[1:]:
-        print(f"gptlab: {overrides}: {error}", file=sys.stderr)
+    """Say which points of a sweep failed, and end as the first of them did."""
+    for directory, error in failed if sweeps else ():
+        error.args = (f"{Path(directory).name} failed: {error}",)
+    for _, error in failed[1:]:
+        print(f"gptlab: {error}", file=sys.stderr)
     if failed:
         raise failed[0][1]
+
+
+def _remove_unbegun() -> None:
+    """Take back what Hydra made for points of a sweep that never began, and for a sweep of which none did."""
+    for sweep in sweeps:
+        for directory, _ in failures:
+            _remove_empty(Path(directory))
+        if [path.name for path in sweep.glob("*")] == ["multirun.yaml"]:
+            (sweep / "multirun.yaml").unlink()
+            for folder in (sweep, *(above for above in sweep.parents if rundirs.ROOT in (above, *above.parents))):
+                _remove_empty(folder)
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # there is something in it, which stays
+        folder.rmdir()
 
 
 def _train(composed: DictConfig) -> None:
@@ -86,7 +114,8 @@ def register_schemas(plugin_names: Sequence[str]) -> None:
     import gptlab.components  # noqa: F401  (these imports register the variants)
     from gptlab import optimizer, schedule, text, tokenizer  # noqa: F401
 
-    plugins.load(plugin_names)
+    for plugin in plugin_names:
+        _load_plugin(plugin)
     store = ConfigStore.instance()
     store.store(name="run", node=RunConfig)
     for slot, place in registry.SLOTS.items():
@@ -114,26 +143,82 @@ def _alias(argument: str) -> str:
 def _changes(overrides: Sequence[str]) -> dict[str, Any]:
     """What the overrides of a resumed run set, by the key in the config."""
     nodes = {slot.group: slot.node for slot in registry.SLOTS.values()}
-    parsed: list[Override] = OverridesParser.create().parse_overrides(list(overrides))
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
     return {nodes.get(o.key_or_group, o.key_or_group): o.value() for o in parsed if o.key_or_group != "resume"}
 
 
-def _plugins_of(words: Sequence[str]) -> list[str]:
+def _is_override(argument: str) -> bool:
+    return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
+
+
+def _plugins_of(arguments: Sequence[str], overrides: Sequence[Override]) -> list[str]:
     """The plugins that the command line names: itself, through its experiment, or through the run it resumes."""
-    named = {key: value for key, _, value in (word.partition("=") for word in words)}
-    if "plugins" in named:
-        parsed = OverridesParser.create().parse_override(f"plugins={named['plugins']}").value()
-        return [str(p) for p in parsed] if isinstance(parsed, list) else [str(parsed)]
-    experiment = conf_dir.find() / "experiment" / f"{named.get('experiment')}.yaml"
-    if experiment.is_file():
-        tree = yaml.safe_load(experiment.read_text(encoding="utf-8")) or {}
-        return list(tree.get("plugins", []))
-    return []
+    named = {o.key_or_group: o.value() for o in overrides}
+    found = named.get("plugins") or []
+    plugin_names = [str(p) for p in (found if isinstance(found, list) else [found])]
+    plugin_names += _resumed_config(overrides).get("plugins") or []
+    if "plugins" not in named:
+        chosen = named.get("experiment")
+        for name in chosen.list if isinstance(chosen, ChoiceSweep) else [chosen]:
+            files = (folder / "experiment" / f"{name}.yaml" for folder in _conf_dirs(arguments))
+            plugin_names += _read(next(filter(Path.is_file, files), Path(os.devnull))).get("plugins") or []
+    return plugin_names
 
 
-@functools.cache
+def _resumed_config(overrides: Sequence[Override]) -> dict[str, Any]:
+    """The config of the run that resume= names; empty when there is none."""
+    resumed = {o.key_or_group: o.value() for o in overrides}.get("resume")
+    return _read(rundirs.find(resumed) / rundirs.CONFIG) if isinstance(resumed, str) else {}
+
+
+def _resumed_variants(overrides: Sequence[Override]) -> list[str]:
+    """GROUP=NAME as the resumed run has them, so that the options named beside resume= are those of its variants."""
+    tree, named = _resumed_config(overrides), {o.key_or_group for o in overrides}
+    nodes = {slot: (tree.get("model", {}) if slot in LAYER_SLOTS else tree).get(slot) for slot in registry.SLOTS}
+    groups = {registry.SLOTS[slot].group: registry.name_of(slot, spec) for slot, spec in nodes.items() if spec}
+    return [f"{group}={name}" for group, name in groups.items() if group not in named]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):  # whoever needs the file has a line for it
+        return {}
+    return tree if isinstance(tree, dict) else {}
+
+
+def _conf_dirs(arguments: Sequence[str]) -> list[Path]:
+    """Where presets are looked for: the directories of --config-dir, and ours."""
+    flags = ("--config-dir", "-cd")
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    named = [after if word in flags else word.partition("=")[2] for word, after in pairs if word.startswith(flags)]
+    return [*map(Path, named), conf_dir.find()]
+
+
+def _load_plugin(plugin: str) -> None:
+    """Import a plugin. ConfigError for one that registers nothing."""
+    before = _registered()
+    (loaded,) = plugins.load([plugin])
+    after = _registered()
+    if after == before and not any(_is_of(cls, loaded) for cls in after):
+        raise ConfigError(f"A plugin registers variants, but {plugin} registers none: put @register(...) on a class.")
+
+
+def _registered() -> set[type]:
+    return {registry.get(slot, name) for slot in registry.SLOTS for name in registry.names(slot)}
+
+
+def _is_of(cls: type, plugin: str) -> bool:
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return file == plugin or f"{cls.__module__}.".startswith(f"{plugin}.")
+
+
+@functools.cache  # Hydra asks often, and one sweep is one directory
 def _sweep_dir(run_dir: str | None, name: str) -> str:
-    return run_dir or str(Path("runs") / name / f"{STARTED}_sweep")
+    now = datetime.now().strftime("%Y-%m-%d_%H%M%S_%f")
+    sweep = Path(run_dir) if run_dir else rundirs.ROOT / name / f"{now}_sweep"
+    sweeps.add(sweep)
+    return str(sweep)
 
 
 def _sweep_point(overrides: str) -> str:

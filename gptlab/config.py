@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +27,7 @@ class ModelConfig:
     bias: bool = False  # in every linear layer whose variant does not say otherwise
     tie_weights: bool = False  # the head is the embedding's matrix
     init_std: float = 0.02  # of linear and embedding weights
-    attention: Any = "flash"
+    attention: Any = "vanilla"
     position: Any = "rope"
     norm: Any = "rmsnorm"
     mlp: Any = "gelu"
@@ -102,6 +103,10 @@ class RunConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     def __post_init__(self) -> None:
+        require(
+            re.fullmatch(r"\w[\w.-]*", self.name) is not None,
+            f"name is one folder under runs/, of letters, digits and . _ -, but is {self.name!r}.",
+        )
         require_choice("logger", self.logger, ("auto", "wandb", "none"))
         require(0 <= self.seed < 2**63, f"seed must be a whole number from 0 to 2**63 - 1, but is {self.seed}.")
 
@@ -120,7 +125,9 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 
 def as_spec(spec: str | Mapping[str, Any]) -> dict[str, Any]:
-    """A spec in its long form: {name, **options}."""
+    """A spec in its long form: {name, **options}. ConfigError for what is neither a name nor a mapping."""
+    if not isinstance(spec, str | Mapping):
+        raise ConfigError(f"A variant is a name, or a mapping of its options, but {spec!r} is neither.")
     return {"name": spec} if isinstance(spec, str) else dict(spec)
 
 

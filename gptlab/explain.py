@@ -18,22 +18,27 @@ GROUPS = {"model", "experiment", *(place.group for place in SLOTS.values())}
 
 def in_a_line(error: Exception, words: Sequence[str]) -> ConfigError:
     """The ConfigError that says the same: the rule, the value, the way out."""
+    unread = getattr(error, "override", None)
+    if isinstance(unread, str):
+        return ConfigError(f"Write KEY=VALUE, with quotes around what is special (key='\"é, ü\"'), but not {unread!r}.")
     cause = error.__cause__ or error
     key, holder = getattr(cause, "full_key", None), getattr(cause, "object_type", None)
     missing = re.search(
-        r"Could not find '(?:(.+)/)?([^/']+)'(?:\s+Available options in '.*':\n((?:\t.+\n)+))?", str(error)
+        r"Could not find '(?:(.+)/)?([^/']*)'(?:\s+Available options in '.*':\n((?:\t.+\n)+))?", str(error)
     )
     if missing:
         return _unknown_choice(missing[1] or "", missing[2], (missing[3] or "").split())
     if not key:
         return ConfigError(_first_sentence(error))
-    given = next((word.partition("=")[2] for word in words if word.partition("=")[0].lstrip("+~") == key), None)
+    given = next(
+        (word.partition("=")[2] for word in reversed(words) if word.partition("=")[0].lstrip("+~") == key), None
+    )
     known = _known(holder)
     name = str(key).rpartition(".")[2]
     if name not in known or given is None:
         return _unknown_key(str(key), holder, known)
     try:
-        known[name].check(given, str(key))
+        known[name].check(None if given in ("", "null") else given, str(key))
     except ConfigError as explained:
         return explained
     return ConfigError(f"{key}: {_first_sentence(cause)}")
@@ -76,4 +81,4 @@ def _known(holder: Any) -> dict[str, Option]:
 
 
 def _first_sentence(error: BaseException) -> str:
-    return " ".join(str(error).strip().split("\n\n")[0].split())
+    return " ".join(re.split(r"\n\n|\n    full_key:", str(error).strip())[0].split())

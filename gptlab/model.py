@@ -23,8 +23,6 @@ from gptlab.config import ModelConfig, as_spec
 from gptlab.errors import ConfigError
 from gptlab.seeds import seed_of, seeded
 
-IGNORED = -100  # a target that is no part of the loss
-
 
 class GPT(nn.Module):
     """A decoder-only model composed from registered parts; initial values depend on (seed, parameter name) alone."""
@@ -58,7 +56,7 @@ class GPT(nn.Module):
         """Sum of the cross entropies (nats) over the targets that are not -100, and the losses that parts add."""
         hidden, context = self.hidden(tokens)
         logits = self.head(hidden).float()
-        total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+        total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
         return total, context.losses
 
     def hidden(self, tokens: Int[Tensor, "B T"], cache: Cache | None = None) -> tuple[Float[Tensor, "B T C"], Context]:
@@ -114,15 +112,13 @@ def initialise(model: GPT, seed: int, std: float) -> None:
     depth = max(1, len(model.blocks))
     for name, module in reversed(list(model.named_modules())):
         if isinstance(module, nn.Linear | nn.Embedding):
-            scale = (2 * depth) ** -0.5 if name.endswith("proj") else 1.0
+            scale = (2 * depth) ** -0.5 if name.rpartition(".")[2] == "proj" else 1.0
             _draw_weight(module.weight, seed, f"{name}.weight", std * scale)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif hasattr(module, "reset_parameters"):
             with seeded(seed, name):
                 module.reset_parameters()
-    if model.head.weight is model.token_embedding.weight:
-        _draw_weight(model.token_embedding.weight, seed, "token_embedding.weight", std)
 
 
 def _draw_weight(weight: Tensor, seed: int, name: str, std: float) -> None:

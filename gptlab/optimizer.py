@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 import torch
@@ -34,7 +35,7 @@ class AdamW(torch.optim.AdamW):
         eps: Annotated[float, "added to the root of the mean square"] = 1e-8,
     ) -> None:
         for name, value, holds in (
-            ("lr", lr, lr > 0),
+            ("lr", lr, 0 < lr < math.inf),
             ("beta1", beta1, 0 <= beta1 < 1),
             ("beta2", beta2, 0 <= beta2 < 1),
             ("weight_decay", weight_decay, weight_decay >= 0),

@@ -124,6 +124,7 @@ def options(cls: type) -> dict[str, Option]:
         annotated = get_origin(hint) is Annotated
         kind, meaning = (get_args(hint)[:2]) if annotated else (hint, "")
         default = MISSING if parameter.default is parameter.empty else parameter.default
+        default = list(default) if isinstance(default, tuple) else default  # as YAML and OmegaConf give it back
         found[parameter.name] = Option(parameter.name, kind, default, str(meaning))
     return found
 
@@ -166,7 +167,7 @@ def schema(slot: str, name: str) -> type:
     fields: list[Any] = [("name", str, field(default=name))]
     for option in options(get(slot, name)).values():
         default = "???" if option.default is MISSING else option.default
-        if isinstance(default, list | tuple):
+        if isinstance(default, list):
             fields.append((option.name, Any, field(default_factory=functools.partial(list, default))))
         else:
             fields.append((option.name, _omegaconf_type(option.type), field(default=default)))
@@ -195,7 +196,8 @@ def _in_words(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, get_args(kind)))
     if get_origin(kind) is list:
-        return f"a list of {get_args(kind)[0].__name__}"
+        (item,) = get_args(kind)
+        return "a list" if item is Any else f"a list of {item.__name__}"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "null"}
     return words.get(kind, getattr(kind, "__name__", str(kind)))
 

@@ -22,7 +22,7 @@ from gptlab.hardware import autocast, choose_device, choose_precision, describe,
 from gptlab.model import GPT
 from gptlab.optimizer import parameter_groups
 from gptlab.runlog import RunLog, open_wandb, rewind, write_summary
-from gptlab.sampling import Draw, generate
+from gptlab.sampling import Draw, check_length, generate
 from gptlab.stopping import stop_requests
 from gptlab.trainer import Actions, Batch, Status, TrainState, train
 
@@ -60,9 +60,12 @@ def go_on(wanted: str, changes: Mapping[str, Any]) -> tuple[Status, Path]:
         state.step < state.config.steps,
         f"{run_dir} is done: it has trained all {state.config.steps} steps. To go on, raise trainer.steps.",
     )
+    run = Run(config, run_dir, dataset, state, display)
+    run.check_sample()
+    rundir.write_config(run_dir, config)  # with what was changed, so that the next one to go on finds it
     rewind(run_dir, state.step)
     display.note(f"Going on with {run_dir} after step {state.step:,}.")
-    return Run(config, run_dir, dataset, state, display).train(), run_dir
+    return run.train(), run_dir
 
 
 def check(config: RunConfig) -> None:
@@ -118,7 +121,8 @@ def restore(state: TrainState, run_dir: Path, dataset: Dataset, display: Display
     checkpoint.restore_optimizer(state.optimizer, names, saved.tensors["optimizer"], saved.meta["optimizer"])
     if state.precision == "fp16":
         state.scaler.load_state_dict(saved.meta["scaler"])
-    state.step, state.seconds = saved.step, saved.meta["seconds"]
+    state.step, state.seconds, state.n_bad = saved.step, saved.meta["seconds"], saved.meta["skipped"]
+    state.bad.fill_(state.n_bad)
     state.best, state.last = (math.inf if x is None else x for x in (saved.meta["best"], saved.meta["last"]))
 
 
@@ -178,6 +182,7 @@ class Run:
             "flops_per_token": self.flops,
             "tokens": state.step * state.tokens_per_step,
             "seconds": state.seconds,
+            "skipped_steps": state.n_bad,
             "precision": state.precision,
             "variants": rundir.variants(self.config),
             "hardware": describe(state.device),
@@ -187,8 +192,9 @@ class Run:
         }
 
     def check_sample(self) -> None:
-        """A prompt that the tokenizer cannot read is an error before the first step, not at the first sample."""
-        self._prompt()
+        """What no sample can be drawn with is an error before the first step, not at the first sample."""
+        Draw(temperature=self.config.trainer.sample_temperature)
+        check_length(self.state.model, len(self._prompt()), 1)
 
     def _batch(self, step: int) -> Batch:
         plan = self.config.trainer
@@ -211,7 +217,7 @@ class Run:
 
     def _sample(self) -> None:
         plan, model, prompt = self.config.trainer, self.state.model, self._prompt()
-        room = plan.sample_tokens if model.position.limit is None else model.position.limit - len(prompt)
+        room = plan.sample_tokens if model.position.limit is None else model.position.limit + 1 - len(prompt)
         draw = Draw(temperature=plan.sample_temperature)
         with autocast(self.state.device, self.state.precision):
             steps = generate(
@@ -238,6 +244,7 @@ class Run:
             "optimizer": rest,
             "scaler": state.scaler.state_dict(),
             "seconds": state.seconds,
+            "skipped": state.n_bad,
             "best": state.best if math.isfinite(state.best) else None,
             "last": state.last if math.isfinite(state.last) else None,
             "data": self.dataset.fingerprint,

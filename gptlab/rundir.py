@@ -14,10 +14,10 @@ from gptlab.config import LAYER_SLOTS, RunConfig, from_dict, to_dict
 from gptlab.errors import CheckpointError, ConfigError
 from gptlab.files import write_atomically
 from gptlab.model import GPT
-from gptlab.rundirs import CONFIG, find
+from gptlab.rundirs import CONFIG, TOKENIZER, find
 from gptlab.tokenizer import Tokenizer
 
-TOKENIZER, COMMAND = "tokenizer.json", "command.json"
+COMMAND = "command.json"
 FREE_SETTINGS = (  # of the trainer: they change nothing that has been computed
     "steps log_every eval_every save_every sample_every sample_tokens sample_prompt sample_temperature keep "
     "device compile on_nonfinite"
@@ -27,10 +27,14 @@ MAY_CHANGE = {"logger", "plugins", "resume", *(f"trainer.{name}" for name in FRE
 
 def write(run_dir: Path, config: RunConfig, text: Tokenizer, command: Mapping[str, Any]) -> None:
     """Begin a run directory: its resolved config, its tokenizer, and the overrides and variants it was started with."""
-    run_dir.mkdir(parents=True, exist_ok=True)
     text.save(run_dir / TOKENIZER)
     write_atomically(run_dir / COMMAND, json.dumps({**command, "variants": variants(config)}, indent=2).encode())
-    write_atomically(run_dir / CONFIG, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
+    write_config(run_dir, config)
+
+
+def write_config(run_dir: Path, config: RunConfig) -> None:
+    """Write the resolved config, whole or not at all."""
+    write_atomically(run_dir / CONFIG, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True).encode())
 
 
 def read_config(run_dir: Path) -> RunConfig:
@@ -57,11 +61,12 @@ def changed(config: RunConfig, run_dir: Path, changes: Mapping[str, Any]) -> Run
         held = node.get(last) if isinstance(node, dict) else None
         if key in MAY_CHANGE:
             node[last] = value
-        elif not (held == value or (isinstance(held, dict) and held.get("name") == value)):
+        elif not _same(held, value):
             raise ConfigError(
                 f"{key} cannot change when a run goes on: {run_dir} has {_short(held)}, asked was {_short(value)}. "
                 f"Leave it out, or start a new run. What may change: {', '.join(sorted(MAY_CHANGE - {'resume'}))}."
             )
+    tree["plugins"] = list(dict.fromkeys([*config.plugins, *plugins.load(tree["plugins"])]))
     return from_dict(tree)
 
 
@@ -93,6 +98,12 @@ def whole(config: RunConfig) -> RunConfig:
     if tree["data"].get("path"):
         tree["data"]["path"] = str(Path(tree["data"]["path"]).expanduser().absolute())
     return from_dict(tree)
+
+
+def _same(held: Any, asked: Any) -> bool:
+    """Whether what was asked is what the config holds: a variant by its name, a file from the current directory."""
+    name = held.get("name") if isinstance(held, dict) else held
+    return asked in (held, name) or (isinstance(asked, str) and str(Path(asked).expanduser().absolute()) == held)
 
 
 def _short(value: Any) -> str:

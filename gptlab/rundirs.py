@@ -8,7 +8,7 @@ from pathlib import Path
 from gptlab.errors import CheckpointError, ConfigError
 
 ROOT = Path("runs")
-CONFIG = "config.yaml"
+CONFIG, TOKENIZER = "config.yaml", "tokenizer.json"
 
 
 def fresh(run_dir: str | None, name: str) -> Path:
@@ -38,6 +38,7 @@ def find(wanted: str) -> Path:
 
 
 def recent() -> list[str]:
-    """The runs under runs/, those begun last first."""
-    begun = {path.parent: path.stat().st_mtime_ns for path in ROOT.rglob(CONFIG)}
+    """The runs under runs/, those begun or gone on with last first."""
+    configs = [path for path in ROOT.rglob(CONFIG) if (path.parent / TOKENIZER).is_file()]  # W&B writes some too
+    begun = {path.parent: path.stat().st_mtime_ns for path in configs}
     return [str(run) for run in sorted(begun, key=lambda run: -begun[run])]

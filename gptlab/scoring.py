@@ -61,7 +61,7 @@ def _split(run_dir: Any, split: str) -> tuple[np.ndarray[Any, Any], int, dict[st
 def _text(tokenizer: Tokenizer, path: str) -> tuple[np.ndarray[Any, Any], int, dict[str, Any]]:
     """A text from outside, whole, in the tokens of the run."""
     source = registry.build("data", {"name": "text", "path": path})
-    text = "".join(piece.text for piece in source.documents())
+    text = "".join(piece for _, piece in source.documents())
     if not text:
         raise DataError(f"A text must hold at least one character, but {path} is empty.")
     return np.asarray(tokenizer.encode_array(text)), len(text.encode()), {"text": path}

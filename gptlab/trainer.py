@@ -16,9 +16,10 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from gptlab.config import TrainerConfig
+from gptlab.data import IGNORE
 from gptlab.errors import TrainingError
 from gptlab.hardware import autocast
-from gptlab.model import GPT, IGNORED
+from gptlab.model import GPT
 from gptlab.schedule import Schedule
 from gptlab.seeds import seed_of
 
@@ -45,7 +46,7 @@ class TrainState:
     last: float = math.inf  # newest validation loss
     n_bad: int = 0  # steps left out because they were not finite, as of the last log
     scaler: GradScaler = field(init=False)
-    bad: Tensor = field(init=False)  # the same count on the device, read on log steps alone
+    bad: Tensor = field(init=False)  # the same count on the device, read when a row is logged or a checkpoint saved
 
     def __post_init__(self) -> None:
         # The loss scaler is the guard for every precision: it leaves out steps with gradients that are not finite,
@@ -93,6 +94,7 @@ def train(state: TrainState, batch_of: Callable[[int], Batch], actions: Actions,
             if _due(state, plan.sample_every) and not stopping:
                 actions.sample()
             if _due(state, plan.save_every) or stopping:
+                _refuse_nonfinite(state)
                 actions.save()
         if stopping and state.step < plan.steps:
             return "interrupted"
@@ -107,24 +109,38 @@ def train_step(state: TrainState, batch: Batch) -> tuple[dict[str, Tensor], Tens
     rate = state.optimizer.defaults["lr"] * state.schedule(state.step)
     for group in state.optimizer.param_groups:
         group["lr"] = rate
-    n_targets = max(1, int((batch[1] != IGNORED).sum()))  # the batch is still on the host
+    n_targets = max(1, int((batch[1] != IGNORE).sum()))  # the batch is still on the host
     losses: dict[str, Tensor] = {}
     for part, (tokens, targets) in enumerate(_micro_batches(state, batch)):
         torch.manual_seed(seed_of(state.seed, "dropout", state.step, part))
         with autocast(state.device, state.precision):
             total, added = state.loss(tokens, targets)
-        pieces = {"loss": total / n_targets, **{name: x / state.config.accumulate for name, x in added.items()}}
+        pieces = {
+            "loss": total * _guard(state, total) / n_targets,
+            **{name: x / state.config.accumulate for name, x in added.items()},
+        }
         state.scaler.scale(torch.stack(list(pieces.values())).sum()).backward()
         losses = {name: losses.get(name, 0) + piece.detach() for name, piece in pieces.items()}
     return losses, _step_optimizer(state, losses["loss"])
 
 
+def _guard(state: TrainState, loss: Tensor) -> Tensor:
+    """1, or NaN, which spoils every gradient so that no step is taken: for a loss that is not finite, and after it."""
+    fine = torch.isfinite(loss.detach())
+    if state.config.on_nonfinite == "stop":
+        fine &= state.bad == state.n_bad
+    return torch.where(fine, 1.0, math.nan)
+
+
 def _step_optimizer(state: TrainState, loss: Tensor) -> Tensor:
     """Clip and step, unless a gradient is not finite; returns the gradient norm before clipping."""
     fp16 = state.precision == "fp16"
-    state.scaler.unscale_(state.optimizer)
+    if fp16:
+        state.scaler.unscale_(state.optimizer)
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, state.config.clip or math.inf)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    whole = torch.where(torch.isfinite(norm), norm, math.nan)  # finite gradients whose norm overflows are spoilt too
+    torch.nn.utils.clip_grads_with_norm_(parameters, state.config.clip or math.inf, whole)
     state.scaler.step(state.optimizer)
     state.scaler.update(None if fp16 else 1.0)
     state.optimizer.zero_grad(set_to_none=True)
@@ -150,20 +166,26 @@ def _measure(
     """What a log row holds: the one place where the host waits for the device."""
     row = {f"train/{name}": value.item() for name, value in losses.items()}
     row |= {"lr": state.optimizer.param_groups[0]["lr"], "grad_norm": norm.item()}
-    bad = int(state.bad)
-    if bad > state.n_bad and state.config.on_nonfinite == "stop":
-        raise TrainingError(
-            f"The loss or its gradient was not finite by step {state.step}; the parameters are those before it. Lower "
-            "optimizer.lr, lengthen schedule.warmup, choose trainer.precision=fp32, or set trainer.on_nonfinite=skip."
-        )
-    if bad:
-        row["skipped_steps"] = bad
-    state.n_bad = bad
+    _refuse_nonfinite(state)
+    if state.n_bad:
+        row["skipped_steps"] = state.n_bad
     pace = clock.tokens_per_second()
     if pace is not None:
         row["tokens_per_second"] = pace
         row |= flops_per_second(pace)
     return row
+
+
+def _refuse_nonfinite(state: TrainState) -> None:
+    """Count the steps that were left out. TrainingError for on_nonfinite=stop, with the state back before the first."""
+    new = int(state.bad) - state.n_bad
+    if new and state.config.on_nonfinite == "stop":
+        first, state.step = state.step - new + 1, state.step - new  # no step was taken after the first
+        raise TrainingError(
+            f"The loss or its gradient was not finite at step {first}; the parameters are those before it. Lower "
+            "optimizer.lr, lengthen schedule.warmup, choose trainer.precision=fp32, or set trainer.on_nonfinite=skip."
+        )
+    state.n_bad += new
 
 
 Meter = Callable[[float], Mapping[str, float]]  # tokens per second -> {"mfu": share of the peak}, or nothing

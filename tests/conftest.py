@@ -1,4 +1,4 @@
-"""What every test is given: no W&B, a cache of its own, one thread; `--plugin FILE` adds a plugin's variants to the laws."""
+"""What every test is given: no W&B, a cache apart, one thread. `--plugin FILE` holds a plugin's to the laws."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--plugin", action="append", default=[], metavar="FILE_OR_MODULE", help="hold its variants to the laws")
+    parser.addoption(
+        "--plugin", action="append", default=[], metavar="FILE", help="or module: hold its variants to the laws"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -220,13 +220,16 @@ def test_softcap_bounds_the_scores_before_the_position_terms() -> None:
     close(mixed(module, x), capped, 1e-7)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("name", ["vanilla", "flash", "flex"])
 @pytest.mark.parametrize("n_kv_head", [1, 2])
-def test_grouped_heads_are_repeated_heads(n_kv_head: int) -> None:
-    module, x = attention({"name": "flash", "n_kv_head": n_kv_head}), torch.randn(B, T, C)
-    full = attention("flash")
+def test_grouped_heads_are_repeated_heads(name: str, n_kv_head: int) -> None:
+    module, x = attention({"name": name, "n_kv_head": n_kv_head}), torch.randn(B, T, C)
+    full = attention("vanilla")
     with torch.no_grad():
         for linear, wide in ((module.k, full.k), (module.v, full.v)):
-            wide.weight.copy_(linear.weight.unflatten(0, (n_kv_head, D)).repeat_interleave(H // n_kv_head, 0).flatten(0, 1))
+            heads = linear.weight.unflatten(0, (n_kv_head, D))
+            wide.weight.copy_(heads.repeat_interleave(H // n_kv_head, 0).flatten(0, 1))
         full.q.load_state_dict(module.q.state_dict())
         full.proj.load_state_dict(module.proj.state_dict())
     close(mixed(module, x), mixed(full, x))
@@ -246,7 +249,8 @@ def test_attention_dropout_drops_and_rescales_weights(kernel: Any) -> None:
     q, k = torch.zeros(64, 1, 8, 4), torch.zeros(64, 1, 8, 4)
     v = torch.ones(64, 1, 8, 4)
     y = kernel.run(q, k, v, Plan(scale=1.0), POSITIONS[:, :8], POSITIONS[:, :8], 0.5)
-    assert y.std() > 0.1 and y.mean() == pytest.approx(1.0, abs=0.1)
+    assert y.std() > 0.1
+    assert y.mean() == pytest.approx(1.0, abs=0.1)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -260,6 +264,25 @@ def test_rows_may_stand_at_positions_of_their_own(kernel: Any) -> None:
     for row in (0, 1):
         one = slice(row, row + 1)
         close(together[one], MATH.run(q[one], k[one], v[one], plan, q_pos[one], k_pos[one], 0.0))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("n_tokens", [128, 200])
+@pytest.mark.parametrize("kernel", [SDPA, FLEX])
+def test_fused_kernels_agree_with_the_definition_on_cuda(kernel: Any, n_tokens: int) -> None:
+    """Forward and backward, with a window and a term, at lengths that FlexAttention must pad too."""
+    alibi = part("position", "alibi").to("cuda", torch.float32)
+    plan, at = Plan(scale=0.25, window=50, terms=alibi.terms()), torch.arange(n_tokens, device="cuda")[None]
+    results = []
+    for each in (MATH, kernel):
+        generator = torch.Generator("cuda").manual_seed(0)
+        inputs = torch.randn(3, B, H, n_tokens, 16, generator=generator, device="cuda", dtype=torch.float32)
+        q, k, v = inputs.requires_grad_().unbind(0)
+        out = each.run(q, k, v, plan, at, at, 0.0)
+        (gradient,) = torch.autograd.grad(out.sin().sum(), inputs)
+        results.append((out.detach(), gradient))
+    for wanted, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=2e-2, atol=2e-2)  # TensorFloat-32 products
 
 
 def test_the_mean_is_a_loop_is_a_matrix_is_a_softmax_of_zeros() -> None:
@@ -281,12 +304,14 @@ def test_the_softmax_of_a_half_precision_model_is_taken_in_float32() -> None:
     assert (got - exact).abs().max() < 3e-2
 
 
-def test_a_cache_holds_the_newest_tokens_and_their_positions() -> None:
+def test_a_cache_holds_what_the_next_token_may_see_and_the_positions() -> None:
     cache, k = KVCache(max_len=4), torch.randn(1, 1, 7, D)
     for start, stop in ((0, 3), (3, 7)):
         seen, _, at = cache.append(k[:, :, start:stop], k[:, :, start:stop], torch.arange(start, stop)[None])
-    assert at.tolist() == [[0, 1, 2, 3, 4, 5, 6]] and torch.equal(seen, k)
-    assert cache.held is not None and cache.held[2].tolist() == [[3, 4, 5, 6]]
+    assert at.tolist() == [[0, 1, 2, 3, 4, 5, 6]]
+    assert torch.equal(seen, k)
+    assert cache.held is not None
+    assert cache.held[2].tolist() == [[4, 5, 6]]  # and the next token, itself, is the fourth
 
 
 @pytest.mark.parametrize(
@@ -306,7 +331,8 @@ def test_a_cache_holds_the_newest_tokens_and_their_positions() -> None:
 def test_an_attention_that_cannot_be_is_refused_in_one_line(spec: Any, position: str, told: str) -> None:
     with pytest.raises(ConfigError) as refused:
         attention(spec, position)
-    assert told in str(refused.value) and "\n" not in str(refused.value)
+    assert told in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 # blocks
@@ -328,10 +354,8 @@ class Twice(nn.Module):
 def test_blocks_are_their_equations() -> None:
     x = torch.randn(B, T, C)
     attend, think = Twice(2.0), Twice(-3.0)
-    built = {
-        name: part("block", name, SHAPE, Parts(attend, think, lambda: registry.build("norm", "rmsnorm", C)))  # type: ignore[arg-type]
-        for name in ("prenorm", "postnorm", "sandwich", "parallel")
-    }
+    parts = Parts(attend, think, lambda: registry.build("norm", "rmsnorm", C))  # type: ignore[arg-type]
+    built = {name: part("block", name, SHAPE, parts) for name in ("prenorm", "postnorm", "sandwich", "parallel")}
     context = Context(positions=POSITIONS)
 
     def norm(module: Any, x: Tensor) -> Tensor:

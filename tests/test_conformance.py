@@ -13,9 +13,11 @@ from gptlab.conformance import LAWS, SLOTS, Case, Law, cases_for, judge
 
 COMPILED = "the_loss_compiles_whole_and_once"  # has a file of its own: it is slow
 
+
 @functools.cache
 def _cases() -> list[Case]:
     return [case for slot in SLOTS for name in registry.names(slot) for case in cases_for(slot, name)]
+
 
 def _test_of(law: Law) -> Callable[[Case], None]:
     """The law as a test function over the cases that it applies to."""
@@ -25,14 +27,18 @@ def _test_of(law: Law) -> Callable[[Case], None]:
         assert verdict.holds, f"{verdict.case}: {verdict.note}"
 
     test.__doc__ = law.meaning
-    return pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in _cases() if law.applies(case)])(test)
+    cases = [pytest.param(case, id=case.id) for case in _cases() if law.applies(case)]
+    return pytest.mark.parametrize("case", cases)(test)
+
 
 globals().update({f"test_{name}": _test_of(law) for name, law in LAWS.items() if name != COMPILED})
+
 
 @pytest.mark.parametrize("slot", SLOTS)
 def test_every_registered_variant_has_cases(slot: str) -> None:
     covered: set[Any] = {case.name for case in _cases() if case.slot == slot}
     assert covered == set(registry.names(slot))
+
 
 def test_every_law_is_a_sentence() -> None:
     assert all(law.meaning.endswith(".") and "_" in law.name for law in LAWS.values())

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from gptlab.components.attention.mixer import Attention
 
 
 @dataclass
@@ -34,10 +32,10 @@ class Cache:
 
 
 class KVCache:
-    """Keys, values and their positions, the newest `max_len` of them."""
+    """Keys, values and their positions: as many as a next token may see besides itself, `max_len` - 1."""
 
     def __init__(self, max_len: int) -> None:
-        self.max_len = max_len
+        self.n_held = max_len - 1
         self.held: tuple[Tensor, Tensor, Tensor] | None = None
 
     def append(
@@ -47,7 +45,8 @@ class KVCache:
         if self.held is not None:
             k, v = (torch.cat(pair, dim=2) for pair in zip(self.held[:2], (k, v), strict=True))
             positions = torch.cat((self.held[2], positions), dim=1)
-        self.held = (k[:, :, -self.max_len :], v[:, :, -self.max_len :], positions[:, -self.max_len :])
+        drop = max(0, k.shape[2] - self.n_held)
+        self.held = (k[:, :, drop:], v[:, :, drop:], positions[:, drop:])
         return k, v, positions
 
 
@@ -58,7 +57,9 @@ class Replay:
         self.x: Tensor | None = None
         self.positions: Tensor | None = None
 
-    def run(self, attention: Attention, x: Float[Tensor, "B T C"], context: Context) -> Float[Tensor, "B T C"]:
+    def run(
+        self, attention: Callable[[Tensor, Context], Tensor], x: Float[Tensor, "B T C"], context: Context
+    ) -> Float[Tensor, "B T C"]:
         """What `attention` gives the last T tokens after all those before them."""
         new = x.shape[1]
         self.x = x if self.x is None else torch.cat((self.x, x), dim=1)

@@ -9,10 +9,11 @@ from typing import Any
 
 from gptlab import plugins, registry
 from gptlab.conformance.cases import SLOTS, Case, cases_for
-from gptlab.conformance.laws import LAWS, Law, LawBroken
+from gptlab.conformance.laws import LAWS, Law
+from gptlab.conformance.probes import LawBroken
 from gptlab.errors import ConfigError, did_you_mean
 
-__all__ = ["LAWS", "SLOTS", "Case", "Law", "LawBroken", "Verdict", "cases_for", "check", "choose", "judge", "laws_for", "table"]
+__all__ = ["LAWS", "SLOTS", "Case", "Law", "LawBroken", "Verdict", "cases_for", "check", "choose", "judge", "table"]
 
 SLOW_PATHS = ("flex_attention called without torch.compile", "Mismatch dtype between input and weight")
 
@@ -64,7 +65,7 @@ def choose(words: Sequence[str], everything: bool = False) -> list[tuple[str, st
     if everything:
         return _registered()
     if not given and not added:
-        raise ConfigError("Nothing to check: name a variant, give plugins=[./mine.py] that registers one, or say --all.")
+        raise ConfigError("Nothing to check: name a variant, give plugins=[./mine.py], or say --all.")
     return [find(word) for word in given] or added
 
 
@@ -81,12 +82,13 @@ def find(word: str) -> tuple[str, str]:
 
 
 def check(variants: Iterable[tuple[str, str]], watch: Callable[[str], None] = lambda case: None) -> Iterator[Verdict]:
-    """The verdict of every law on every case of the variants, as each comes in; `watch` is told which case is judged."""
+    """The verdict of every law on every case of the variants, as it comes in; `watch` is told which case is judged."""
     for slot, name in variants:
         try:
             cases = cases_for(slot, name)
         except Exception as error:
-            yield Verdict(f"{slot}/{name}", f"{slot}/{name}", "the_variant_can_be_built", False, " ".join(str(error).split()))
+            variant, note = f"{slot}/{name}", " ".join(str(error).split())
+            yield Verdict(variant, variant, "the_variant_can_be_built", False, note)
             continue
         for case in cases:
             watch(case.id)
@@ -95,7 +97,7 @@ def check(variants: Iterable[tuple[str, str]], watch: Callable[[str], None] = la
 
 
 def table(verdicts: Sequence[Verdict], every_case: bool = False) -> Any:
-    """A rich table: for each variant and law the broken cases, or in how many it holds; `every_case` gives each a row."""
+    """A rich table: for each law the broken cases, or in how many it holds; `every_case` gives each case a row."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -107,11 +109,12 @@ def table(verdicts: Sequence[Verdict], every_case: bool = False) -> Any:
         rows.add_section()
         rows.add_row(f"[bold]{variant}[/]")
         for law, members in laws.items():
-            rows_of = [v for v in members if every_case or not v.holds]
-            for v in rows_of:
-                rows.add_row(law.replace("_", " "), "holds" if v.holds else "[bold red]BROKEN[/]", escape(f"{v.case}: {v.note}"))
-            if not rows_of:
-                rows.add_row(law.replace("_", " "), "holds", members[0].note if len(members) == 1 else f"{len(members)} cases")
+            sentence = law.replace("_", " ")
+            shown = [v for v in members if every_case or not v.holds]
+            for v in shown:
+                rows.add_row(sentence, "holds" if v.holds else "[bold red]BROKEN[/]", escape(f"{v.case}: {v.note}"))
+            if not shown:
+                rows.add_row(sentence, "holds", members[0].note if len(members) == 1 else f"{len(members)} cases")
     return rows
 
 

@@ -1,8 +1,10 @@
-"""Tiny models built around one variant: its defaults with every position it works with, then each option at a second value."""
+"""Tiny models around one variant: its defaults with every position it takes, then each option at a second value."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass
 from typing import Any, get_args
 
@@ -12,12 +14,19 @@ from torch import Tensor
 from gptlab import registry
 from gptlab.config import ModelConfig
 from gptlab.errors import ConfigError
-from gptlab.model import GPT, seed_of
+from gptlab.model import GPT
 from gptlab.registry import Option
+from gptlab.seeds import seed_of
 
 SLOTS = ("attention", "position", "norm", "mlp", "block")
 SIZES: dict[str, Any] = {"vocab_size": 29, "block_size": 24, "n_layer": 2, "n_head": 4, "n_embd": 32, "bias": True}
-PLAIN = {"attention": "vanilla", "position": "rope", "norm": "rmsnorm", "mlp": "gelu", "block": "prenorm"}
+PLAIN: dict[str, Any] = {
+    "attention": "vanilla",
+    "position": "rope",
+    "norm": "rmsnorm",
+    "mlp": "gelu",
+    "block": "prenorm",
+}
 NOISE = 0.2  # std of what is added to every parameter: initial zeros and ones would hide half of all faults
 
 
@@ -38,6 +47,8 @@ class Case:
             for name, parameter in model.named_parameters():
                 generator = torch.Generator().manual_seed(seed_of("noise", seed, name))
                 parameter.add_(noise * torch.randn(parameter.shape, generator=generator))
+        if dtype is not torch.float32:
+            vars(model)["hidden"] = _with_default_dtype(model.hidden, dtype)
         return model.eval()
 
     def tokens(self, n_tokens: int | None = None, n_rows: int = 2, seed: int = 0) -> Tensor:
@@ -58,22 +69,29 @@ def cases_for(slot: str, name: str) -> list[Case]:
     cls = registry.get(slot, name)
     spec = {"name": name, **_required(cls)}
     found = _plain_cases(slot, name, spec)
-    home, elsewhere = found[0].config, found[min(1, len(found) - 1)]  # all options meet in another setting than each alone
+    home = found[0].config
+    elsewhere = found[min(1, len(found) - 1)]  # all options together meet another setting than each alone
     together = dict(spec)
     for option in registry.options(cls).values():
         for value in second_values(cls, option):
-            changed = dataclasses.replace(home, **{slot: {**spec, option.name: value}})
+            changed = with_slot(home, slot, {**spec, option.name: value})
             if refusal(changed) is None:
                 found.append(Case(slot, name, f"{found[0].id}-{option.name}={value}", changed))
                 together |= _if_accepted(elsewhere.config, slot, together, {option.name: value})
                 break
     if len(together) > len(spec) + 1:
-        found.append(Case(slot, name, f"{elsewhere.id}-all", dataclasses.replace(elsewhere.config, **{slot: together})))
+        found.append(Case(slot, name, f"{elsewhere.id}-all", with_slot(elsewhere.config, slot, together)))
     return found
 
 
+def with_slot(config: ModelConfig, slot: str, spec: Any) -> ModelConfig:
+    """The config with one slot filled by another spec."""
+    change: dict[str, Any] = {slot: spec}
+    return dataclasses.replace(config, **change)
+
+
 def second_values(cls: type, option: Option) -> list[Any]:
-    """Values to try for an option, other than the one it has: the class's `examples` first, else guesses from its type."""
+    """Values to try for an option, not the one it has: the class's `examples` first, else guesses from its type."""
     declared = getattr(cls, "examples", {})
     if option.name in declared:
         return [declared[option.name]]
@@ -92,9 +110,24 @@ def refusal(config: ModelConfig) -> ConfigError | None:
     return None
 
 
+def _with_default_dtype(function: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
+    """A part that writes `torch.ones(n, n)` means the model's dtype, and must not fail for that in float64."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **options: Any) -> Any:
+        usual = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            return function(*args, **options)
+        finally:
+            torch.set_default_dtype(usual)
+
+    return run
+
+
 def _plain_cases(slot: str, name: str, spec: dict[str, Any]) -> list[Case]:
     """The variant with its defaults: an attention with each position it takes, a norm also on queries and keys."""
-    base = ModelConfig(**SIZES, **{**PLAIN, slot: spec})
+    base = with_slot(ModelConfig(**SIZES, **PLAIN), slot, spec)
     tries = {f"{slot}/{name}": base}
     if slot == "attention":
         positions = sorted(registry.names("position"), key=lambda position: position != PLAIN["position"])
@@ -144,4 +177,4 @@ def _guesses(kind: Any, default: Any) -> list[Any]:
 
 def _if_accepted(home: ModelConfig, slot: str, spec: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     """`change`, or nothing when the variant refuses it beside the options that `spec` has already."""
-    return change if refusal(dataclasses.replace(home, **{slot: {**spec, **change}})) is None else {}
+    return change if refusal(with_slot(home, slot, {**spec, **change})) is None else {}

@@ -6,6 +6,7 @@ Every kernel gives the same numbers up to rounding; what it cannot compute it do
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -90,9 +91,7 @@ def attend_flex(q: Q, k: KV, v: KV, plan: Plan, q_pos: QPos, k_pos: KPos, dropou
         return plan.visible(q_at[b, i], k_at[b, j])
 
     blocks = create_block_mask(visible, q.shape[0], None, q.shape[2], k.shape[2], device=str(q.device))
-    attend: Callable[..., Any] = flex_attention
-    if not torch.compiler.is_compiling() and q.device.type == "cuda":
-        attend = _compiled_flex()
+    attend: Any = flex_attention if torch.compiler.is_compiling() else _flex_on(q.device.type)
     y: Tensor = attend(
         q, k, v, score_mod=score if plan.needs() & {"softcap", "terms"} else None, block_mask=blocks, scale=plan.scale,
         enable_gqa=plan.n_group > 1,
@@ -127,5 +126,9 @@ def _flex_can_run(q: Tensor) -> bool:
 
 
 @functools.cache
-def _compiled_flex() -> Callable[..., Tensor]:
-    return torch.compile(flex_attention)
+def _flex_on(device_type: str) -> Callable[..., Any]:
+    """FlexAttention outside a compiled model: compiled by itself on CUDA; on a CPU decoding does without, knowingly."""
+    if device_type == "cuda":
+        return torch.compile(flex_attention)
+    warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
+    return flex_attention

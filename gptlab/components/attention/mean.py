@@ -32,6 +32,7 @@ class Mean(Attention):
     """Uniform average of the values so far: no queries, no keys. Karpathy 2023, "Let's build GPT"."""
 
     honours = frozenset()
+    orderless = True
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ class Attention(nn.Module):
 
     honours: ClassVar[frozenset[str]] = frozenset({"rotate", "terms"})
     absent: ClassVar[bool] = False  # true: the block leaves the whole sublayer out
-    ordered: bool = False  # true: the mixer tells the order of tokens without a position encoding
+    orderless: ClassVar[bool] = False  # true, and held to it: without a position encoding, order makes no difference
     reach: int | None = None  # tokens back that a token may look, itself included; None: all
     inert: Mapping[str, str] = {}  # parameters that mathematics keeps from learning, by name, with the reason
 

@@ -1,4 +1,4 @@
-"""No attention: the sublayer is left out, and tokens never look at each other. An ablation."""
+"""No attention: the sublayer is left out. An ablation of Vaswani et al. 2017, arXiv:1706.03762."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class NoAttention(Attention):
     """No attention at all: the block leaves the sublayer out. An ablation of Vaswani et al. 2017, arXiv:1706.03762."""
 
     honours = frozenset()
+    orderless = True
     absent = True
 
     def forward(self, x: Float[Tensor, "B T C"], context: Context, cache: Any = None) -> Float[Tensor, "B T C"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch.nn as nn
 from jaxtyping import Float, Int
@@ -11,6 +11,7 @@ from torch import Tensor
 from gptlab.components.shape import Shape
 
 
+@runtime_checkable
 class Term(Protocol):
     """A number added to a score, written elementwise: a dense bias with index tensors, a score_mod with scalars."""
 

@@ -1,0 +1,119 @@
+"""What the machine can do: the device, the precision, a compiler, and a peak that is the chip's own or none."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import tiny
+import torch
+
+from gptlab.compiling import maybe_compile
+from gptlab.config import ModelConfig
+from gptlab.cost import flops_per_token
+from gptlab.errors import ConfigError
+from gptlab.hardware import autocast, choose_device, choose_precision, describe, has_compiler, peak_flops
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("wanted", ["cuda:99", "meta", "foo", "", "cpu0"])
+def test_a_device_that_is_not_here_is_refused_in_one_line(wanted: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        choose_device(wanted)
+    assert "\n" not in str(refused.value)
+
+
+def test_auto_is_a_device_of_this_machine() -> None:
+    assert torch.zeros(1, device=choose_device("auto")).item() == 0
+    assert choose_device("cpu") == CPU
+
+
+def test_a_precision_that_is_named_is_taken_unless_it_cannot_be() -> None:
+    assert choose_precision("fp32", CPU) == "fp32"
+    assert choose_precision("bf16", CPU) == "bf16"
+    assert choose_precision("auto", CPU) in ("fp32", "bf16")
+    with pytest.raises(ConfigError, match="needs a GPU"):
+        choose_precision("fp16", CPU)
+
+
+def test_products_are_in_the_precision() -> None:
+    x = torch.ones(2, 2)
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        with autocast(CPU, precision):
+            assert (x @ x).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    "name, peak",
+    [
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA GeForce RTX 4090", 165e12),
+        ("NVIDIA B900", None),
+        ("Tesla T4", None),
+    ],
+)
+def test_the_peak_is_that_of_the_chip_or_none(name: str, peak: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(torch.device("cuda")) == peak
+    assert peak_flops(CPU) is None
+
+
+def test_what_a_number_belongs_to_is_written_down() -> None:
+    assert {"device", "cpu", "cores", "threads", "python", "torch", "system"} <= describe(CPU).keys()
+
+
+def test_a_compiler_is_looked_for_in_cxx_and_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert not has_compiler(CPU)
+    monkeypatch.setenv("CXX", "/opt/mine/c++")
+    monkeypatch.setattr(shutil, "which", lambda name: name if name == "/opt/mine/c++" else None)
+    assert has_compiler(CPU)
+
+
+def test_a_cpu_compiles_only_when_asked() -> None:
+    def loss() -> None: ...
+
+    notes: list[str] = []
+    assert maybe_compile(loss, "auto", CPU, notes.append) is loss
+    assert maybe_compile(loss, "false", CPU, notes.append) is loss
+    assert notes == []
+
+
+def test_an_error_of_the_model_is_no_failed_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise ZeroDivisionError("mine")
+
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    with pytest.raises(ZeroDivisionError):
+        maybe_compile(broken, "true", CPU, print)()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler(CPU), reason="needs a C++ compiler")
+def test_a_compiled_run_trains_as_the_plain_one(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("compiled")
+    text = tiny.write_text(folder)
+    for name, wanted in (("plain", "false"), ("compiled", "true")):
+        words = [f"data.path={text}", f"run_dir={folder / name}", f"trainer.compile={wanted}", "model.dropout=0"]
+        ended = tiny.run(*words, "trainer.steps=4", "model/mlp=none", "model/norm=none")
+        assert ended.code == 0, ended.err
+        assert "goes on without" not in ended.out
+    plain, compiled = tiny.rows(folder / "plain"), tiny.rows(folder / "compiled")
+    assert [row["train/loss"] for row in compiled] == pytest.approx([row["train/loss"] for row in plain], abs=1e-4)
+    assert not any("_orig_mod" in name for name in tiny.newest(folder / "compiled").tensors["model"])
+
+
+def test_flops_of_a_token_are_six_for_each_weight_and_the_scores() -> None:
+    config = ModelConfig(
+        vocab_size=50, block_size=32, n_layer=3, n_head=2, n_embd=16, attention="vanilla", position="none", norm="none"
+    )
+    layer = 4 * 16 * 16 + 2 * 16 * 64  # q, k, v and the output; the MLP's two matrices
+    scores = 2 * 32 * 16  # q k^T and the product with v, each 2 T C forward, for each token
+    expected = 6 * (3 * layer + 16 * 50) + 3 * 3 * 2 * scores
+    assert flops_per_token(config) == pytest.approx(expected, rel=0.02)

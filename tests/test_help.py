@@ -1,0 +1,153 @@
+"""Help and completion: all that can be chosen, found without torch, in a real shell too."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+
+from gptlab import __main__ as console
+from gptlab import catalogue, completion, conf_dir, registry, train
+from gptlab.errors import ConfigError
+
+MIXER = '''
+from gptlab import register
+
+@register("attention", "mixer")
+class Mixer:
+    """Tokens mixed by a plugin."""
+
+    def __init__(self, shape, position, *, width: int = 3): ...
+'''
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
+    return tmp_path
+
+
+def test_help_lists_every_variant_preset_and_setting_without_torch(home: Path) -> None:
+    code = (
+        "import sys, time\nbegan = time.perf_counter()\nfrom gptlab import train\ntrain.main(['--help'])\n"
+        "print(time.perf_counter() - began, file=sys.stderr)\n"
+        "assert not {'torch', 'hydra', 'wandb', 'matplotlib', 'numpy'} & set(sys.modules)"
+    )
+    ended = tiny.finish(tiny.spawn("-c", code, cwd=home))
+    assert ended.code == 0, ended.err
+    for slot, place in registry.SLOTS.items():
+        assert f"{place.group}=" in ended.out
+        for name in registry.names(slot):
+            if registry.get(slot, name).__module__.startswith("gptlab."):
+                assert f"  {name} " in ended.out, f"{slot} {name} is not in --help"
+                assert registry.meaning(registry.get(slot, name))[:40] in ended.out
+    for path in conf_dir.find().rglob("*.yaml"):
+        assert path.stem == "train" or f"  {path.stem} " in ended.out, f"{path} is not in --help"
+    for setting in (
+        "seed",
+        "run_dir",
+        "resume",
+        "plugins",
+        "logger",
+        "model.n_layer",
+        "trainer.steps",
+        "trainer.clip",
+        "-m",
+    ):
+        assert f"  {setting} " in ended.out
+    assert True
+
+
+@pytest.mark.slow
+def test_help_comes_in_a_second_and_a_half(home: Path) -> None:
+    def seconds() -> float:
+        began = time.perf_counter()
+        assert tiny.finish(tiny.spawn("-m", "gptlab.train", "--help", cwd=home)).code == 0
+        return time.perf_counter() - began
+
+    assert min(seconds() for _ in range(3)) < 1.5
+
+
+def test_help_shows_the_variants_of_a_plugin_file(home: Path) -> None:
+    (home / "mixer.py").write_text(MIXER)
+    out = tiny.call(train, "plugins=[./mixer.py]", "--help").out
+    assert "Tokens mixed by a plugin. [model.attention.: width]" in out
+
+
+def test_the_verbs_are_listed_and_a_wrong_one_gets_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["--help"]):
+        console.dispatch(words)
+        shown = capsys.readouterr().out
+        assert all(verb in shown for verb in ("train", "sample", "evaluate", "check", "completion"))
+    with pytest.raises(ConfigError, match="Did you mean 'train'"):
+        console.dispatch(["trian"])
+
+
+def test_a_file_that_cannot_be_parsed_is_passed_over(home: Path) -> None:
+    (home / "broken.py").write_text("class :")
+    assert catalogue.entries([home / "broken.py", home / "missing.py"]) == catalogue.entries()
+
+
+CANDIDATES = {
+    "gptlab ": {"train", "sample", "evaluate", "check", "completion"},
+    "gptlab tr": {"train"},
+    "gptlab train model/att": {"model/attention="},
+    "gptlab train model/attention=fl": {"model/attention=flash", "model/attention=flex"},
+    "gptlab train -m model/norm=layernorm,rms": {"model/norm=layernorm,rmsnorm"},
+    "gptlab train model=l": {"model=llama"},
+    "gptlab train model/norm=layernorm_": {"model/norm=layernorm_nobias"},
+    "gptlab train position.th": {"position.theta="},
+    "gptlab train trainer.st": {"trainer.steps="},
+    "gptlab train experiment=big": {"experiment=bigram"},
+    "gptlab train position=alibi position.th": set(),
+    "gptlab completion ": {"bash", "zsh", "fish"},
+    "gptlab sample la": {"latest"},
+}
+
+
+@pytest.mark.parametrize("line", CANDIDATES)
+def test_what_may_follow_is_offered(line: str) -> None:
+    assert set(completion.candidates(line)) == CANDIDATES[line]
+
+
+def test_the_variants_of_a_plugin_are_offered(home: Path) -> None:
+    (home / "mixer.py").write_text(MIXER)
+    typed = "gptlab train plugins=[./mixer.py] model/attention=mix"
+    assert completion.candidates(typed) == ["model/attention=mixer"]
+    assert completion.candidates("gptlab train plugins=[./mixer.py] model.attention.wid") == ["model.attention.width="]
+
+
+def test_runs_are_offered_newest_first(home: Path) -> None:
+    run = home / "runs" / "gptlab" / "one"
+    run.mkdir(parents=True)
+    for name in ("config.yaml", "tokenizer.json"):
+        (run / name).touch()
+    assert completion.candidates("gptlab sample ru") == ["runs/gptlab/one"]
+    assert completion.candidates("gptlab train resume=ru") == ["resume=runs/gptlab/one"]
+
+
+def test_a_shell_without_a_script_is_refused() -> None:
+    with pytest.raises(ConfigError, match="bash, zsh and fish"):
+        completion.script("tcsh")
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+@pytest.mark.parametrize(
+    "line, reply",
+    [("gptlab train position=al", "alibi"), ("gptlab train model/norm=rm", "rmsnorm"), ("gptlab tra", "train")],
+)
+def test_bash_completes_the_word(line: str, reply: str, home: Path) -> None:
+    script = f"""
+gptlab() {{ {sys.executable} -m gptlab "$@"; }}
+{completion.script("bash")}
+COMP_LINE={line!r}; COMP_POINT=${{#COMP_LINE}}
+_gptlab 2>/dev/null; printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+    ended = subprocess.run(["bash", "--norc", "-c", script], capture_output=True, text=True, cwd=home)
+    assert ended.stdout.split() == [reply]

@@ -1,0 +1,280 @@
+"""The loop: what a step computes, what it logs, what it does when a number is not finite, and that it never waits."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import tiny
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from gptlab.errors import TrainingError
+from gptlab.trainer import Actions, Batch, TrainState, train, train_step
+
+
+def batch_of(step: int, n: int = 4, masked: float = 0.0) -> Batch:
+    draw = torch.Generator().manual_seed(step)
+    tokens = torch.randint(11, (n, 9), generator=draw)
+    targets = tokens[:, 1:].clone()
+    targets[torch.rand(targets.shape, generator=draw) < masked] = -100
+    return tokens[:, :-1].contiguous(), targets
+
+
+def weights(state: TrainState) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in state.model.named_parameters()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+class Notes:
+    """Actions that write down what they were called for."""
+
+    def __init__(self, stop_after: int = 10**9) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.called: list[str] = []
+        self.steps, self.stop_after = 0, stop_after
+
+    def actions(self) -> Actions:
+        return Actions(
+            log=lambda row: self.rows.append(dict(row)),
+            evaluate=lambda: self.called.append("evaluate") or {"val/loss": 1.0},
+            sample=lambda: self.called.append("sample"),
+            save=lambda: self.called.append("save"),
+            stopping=self._stopping,
+        )
+
+    def _stopping(self) -> bool:
+        self.steps += 1
+        return self.steps >= self.stop_after
+
+
+def spoil(state: TrainState, bad_steps: set[int], value: float = math.nan) -> None:
+    """Make the loss of some steps not finite."""
+
+    def loss(tokens: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        total, added = state.model.loss(tokens, targets)
+        return (total * value if state.step in bad_steps else total), added
+
+    state.loss = loss
+
+
+@pytest.mark.parametrize("masked", [0.0, 0.6])
+def test_accumulated_micro_batches_are_one_big_batch(masked: float) -> None:
+    whole, parts = tiny.state(batch_size=8), tiny.state(batch_size=2, accumulate=4)
+    for state in (whole, parts):
+        state.result = train_step(state, batch_of(0, n=8, masked=masked))
+    assert parts.result[0]["loss"].item() == pytest.approx(whole.result[0]["loss"].item(), abs=1e-6)
+    assert parts.result[1].item() == pytest.approx(whole.result[1].item(), rel=1e-5)
+    for name, tensor in weights(whole).items():
+        torch.testing.assert_close(weights(parts)[name], tensor, rtol=0, atol=2e-5)
+
+
+def test_the_logged_loss_is_the_mean_over_all_targets_that_count() -> None:
+    state = tiny.state(batch_size=2, accumulate=3)
+    tokens, targets = batch_of(3, n=6, masked=0.7)
+    with torch.no_grad():
+        log_p = state.model(tokens).log_softmax(-1)
+    expected = [-log_p[b, t, y] for b, row in enumerate(targets.tolist()) for t, y in enumerate(row) if y != -100]
+    losses, _ = train_step(state, (tokens, targets))
+    assert losses["loss"].item() == pytest.approx(torch.stack(expected).mean().item(), abs=1e-6)
+
+
+def test_a_step_without_any_target_changes_nothing_but_the_decay() -> None:
+    state = tiny.state(optimizer={"weight_decay": 0.0})
+    before = weights(state)
+    losses, norm = train_step(state, batch_of(0, masked=1.1))
+    assert losses["loss"].item() == 0.0
+    assert norm.item() == 0.0
+    assert same(before, weights(state))
+
+
+def test_a_step_is_adamw_with_decay_on_matrices_and_a_clipped_gradient() -> None:
+    options = {"lr": 0.01, "beta1": 0.8, "beta2": 0.9, "weight_decay": 0.3, "eps": 1e-6}
+    state = tiny.state(model={"bias": True}, optimizer=options, clip=0.1)
+    before = weights(state)
+    tokens, targets = batch_of(0)
+    (state.model.loss(tokens, targets)[0] / targets.numel()).backward()
+    gradients = {name: p.grad.clone() for name, p in state.model.named_parameters()}
+    state.model.zero_grad()
+    norm = math.sqrt(sum(g.square().sum().item() for g in gradients.values()))
+    _, told = train_step(state, (tokens, targets))
+    assert norm > 0.1
+    assert told.item() == pytest.approx(norm, rel=1e-5)
+    for name, now in weights(state).items():
+        g = gradients[name] * (0.1 / norm)
+        decayed = before[name] * (1 - 0.01 * 0.3 * (before[name].ndim >= 2))
+        # After one step both of Adam's means are corrected to the gradient itself.
+        torch.testing.assert_close(now, decayed - 0.01 * g / (g.abs() + 1e-6), rtol=1e-4, atol=1e-6)
+
+
+def test_clip_0_leaves_the_gradient_as_it_is() -> None:
+    free, wide, tight = (tiny.state(clip=clip, optimizer={"eps": 1.0}) for clip in (0.0, 1e9, 1e-3))
+    for state in (free, wide, tight):
+        train_step(state, batch_of(0))
+    assert same(weights(free), weights(wide))
+    assert not same(weights(free), weights(tight))
+
+
+def test_dropout_depends_on_the_seed_and_the_step_alone() -> None:
+    def after(seed: int, step: int, noise: int) -> dict[str, Tensor]:
+        state = tiny.state(model={"dropout": 0.5})
+        state.seed, state.step = seed, step
+        torch.manual_seed(noise)
+        train_step(state, batch_of(0))
+        return weights(state)
+
+    first = after(0, 3, noise=1)
+    assert same(first, after(0, 3, noise=2))
+    assert not same(first, after(1, 3, noise=1))
+    assert not same(first, after(0, 4, noise=1))
+
+
+def test_micro_batches_of_a_step_drop_different_units() -> None:
+    state = tiny.state(model={"dropout": 0.5}, batch_size=2, accumulate=2)
+    seen = []
+    state.loss = lambda x, y: seen.append(state.model.hidden(x)[0].detach()) or state.model.loss(x, y)
+    tokens, targets = batch_of(0, n=2)
+    train_step(state, (tokens.repeat(2, 1), targets.repeat(2, 1)))
+    assert not torch.equal(seen[0], seen[1])
+
+
+def test_the_rate_of_a_step_is_the_peak_times_the_schedule() -> None:
+    state = tiny.state(optimizer={"lr": 0.5}, steps=4)
+    state.schedule = lambda step: [0.1, 0.2, 0.4, 0.0][step]
+    notes = Notes()
+    train(state, batch_of, notes.actions(), lambda pace: {})
+    assert [notes.rows[0]["lr"], notes.rows[-1]["lr"]] == [0.05, 0.0]
+
+
+def test_losses_that_parts_add_are_trained_on_and_logged_by_name() -> None:
+    class Gate(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+
+        def forward(self, x: Tensor, context: Any, memory: Any = None) -> Tensor:
+            context.losses["balance"] = 5.0 * self.weight.sum()
+            return x
+
+        attention, final_norm = None, True
+
+    state = tiny.state(batch_size=2, accumulate=2)
+    gate = Gate()
+    state.model.blocks.append(gate)
+    state.optimizer.add_param_group({"params": list(gate.parameters())})
+    losses, _ = train_step(state, batch_of(0))
+    assert losses["balance"].item() == pytest.approx(15.0)
+    assert (gate.weight < 1).all(), "its gradient reached the optimizer"
+
+
+class Synced(Exception):
+    """The host waited for the device."""
+
+
+def test_a_step_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = tiny.state(accumulate=2, batch_size=2)
+    batch = batch_of(0)
+    train_step(state, batch)
+
+    def waits(name: str) -> Any:
+        original = getattr(Tensor, name)
+
+        def watched(tensor: Tensor, *args: Any) -> Any:
+            if name != "__int__" or tensor.dtype != torch.int64:
+                raise Synced(name)
+            return original(tensor, *args)
+
+        return watched
+
+    for name in ("item", "__bool__", "__int__", "__float__", "tolist", "numpy", "cpu"):
+        monkeypatch.setattr(Tensor, name, waits(name))
+    train_step(state, batch)  # the one int() left counts the targets, which are still on the host
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_with_the_parameters_before_it(value: float) -> None:
+    state, sound = tiny.state(log_every=4), tiny.state(log_every=4)
+    spoil(state, {2}, value)
+    with pytest.raises(TrainingError, match="not finite at step 3"):
+        train(state, batch_of, Notes().actions(), lambda pace: {})
+    for step in range(2):
+        train_step(sound, batch_of(step))
+        sound.step += 1
+    assert state.step == 2
+    assert same(weights(state), weights(sound))
+
+
+def test_nothing_is_saved_after_a_loss_that_was_not_finite() -> None:
+    state = tiny.state(log_every=8, save_every=1)
+    spoil(state, {2})
+    notes = Notes()
+    with pytest.raises(TrainingError):
+        train(state, batch_of, notes.actions(), lambda pace: {})
+    assert notes.called.count("save") == 2
+
+
+def test_skipping_leaves_out_the_bad_steps_and_counts_them() -> None:
+    state, sound = (tiny.state(log_every=1, on_nonfinite="skip") for _ in range(2))
+    spoil(state, {2, 5})
+    notes = Notes()
+    assert train(state, batch_of, notes.actions(), lambda pace: {}) == "done"
+    for step in (0, 1, 3, 4, 6, 7):
+        sound.step = step
+        train_step(sound, batch_of(step))
+    assert same(weights(state), weights(sound))
+    assert [row.get("skipped_steps", 0) for row in notes.rows] == [0, 0, 1, 1, 1, 2, 2, 2]
+    assert math.isnan(notes.rows[2]["train/loss"])
+    assert math.isfinite(notes.rows[3]["train/loss"])
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_finite_gradients_whose_norm_overflows_are_left_out(clip: float) -> None:
+    state = tiny.state(clip=clip, on_nonfinite="skip")
+    spoil(state, {0}, 1e36)
+    before = weights(state)
+    _, norm = train_step(state, batch_of(0))
+    assert not torch.isfinite(norm)
+    assert same(before, weights(state))
+    assert state.bad == 1
+
+
+def test_what_is_due_happens_on_time_and_everything_at_the_end() -> None:
+    state = tiny.state(steps=7, log_every=3, eval_every=5, save_every=4, sample_every=0)
+    notes = Notes()
+    assert train(state, batch_of, notes.actions(), lambda pace: {"mfu": 0.5}) == "done"
+    assert [row["step"] for row in notes.rows] == [1, 3, 5, 6, 7]
+    assert notes.called == ["save", "evaluate", "evaluate", "sample", "save"]
+    assert [row["tokens"] for row in notes.rows] == [4 * 8 * row["step"] for row in notes.rows]
+    assert "tokens_per_second" not in notes.rows[0]
+    assert notes.rows[1]["mfu"] == 0.5
+
+
+def test_a_wish_to_stop_saves_at_the_end_of_the_step() -> None:
+    state, notes = tiny.state(), Notes(stop_after=3)
+    assert train(state, batch_of, notes.actions(), lambda pace: {}) == "interrupted"
+    assert state.step == 3
+    assert notes.called == ["save"]
+
+
+def test_a_wish_to_stop_after_the_last_step_is_no_interruption() -> None:
+    state, notes = tiny.state(steps=3), Notes(stop_after=3)
+    assert train(state, batch_of, notes.actions(), lambda pace: {}) == "done"
+
+
+@pytest.mark.gpu
+def test_a_step_on_a_gpu_never_waits_for_it() -> None:
+    state = tiny.state()
+    state.model.cuda()
+    state.device = torch.device("cuda")
+    state.__post_init__()
+    train_step(state, batch_of(0))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train_step(state, batch_of(1))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
