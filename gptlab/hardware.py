@@ -32,10 +32,10 @@ def choose_device(wanted: str) -> torch.device:
     try:
         device = torch.device(wanted)
     except RuntimeError:
-        raise ConfigError(f"trainer.device must be auto, cpu, cuda, cuda:0 or mps, but is {wanted!r}.") from None
+        raise ConfigError(f"The device must be auto, cpu, cuda, cuda:0 or mps, but is {wanted!r}.") from None
     here = {"cpu": True, "cuda": torch.cuda.device_count() > (device.index or 0), "mps": _has_mps()}
     if not here.get(device.type, False):
-        raise ConfigError(f"trainer.device={wanted} is not on this machine: choose auto or cpu.")
+        raise ConfigError(f"The device {wanted} is not on this machine: choose auto or cpu.")
     return device
 
 

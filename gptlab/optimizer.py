@@ -28,7 +28,7 @@ class AdamW(torch.optim.AdamW):
         self,
         groups: list[dict[str, Any]],
         *,
-        lr: Annotated[float, "peak learning rate"] = 1e-3,
+        lr: Annotated[float, "peak learning rate; about 6e-4 for GPT-2 124M"] = 2e-3,
         beta1: Annotated[float, "decay of the mean of gradients, per step"] = 0.9,
         beta2: Annotated[float, "decay of the mean of their squares, per step"] = 0.95,
         weight_decay: Annotated[float, "of matrices, times the learning rate, per step"] = 0.1,

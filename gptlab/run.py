@@ -22,7 +22,7 @@ from gptlab.hardware import autocast, choose_device, choose_precision, describe,
 from gptlab.model import GPT
 from gptlab.optimizer import parameter_groups
 from gptlab.runlog import RunLog, open_wandb, rewind, write_summary
-from gptlab.sampling import Draw, check_length, generate
+from gptlab.sampling import Draw, check_length, generate, prompt_ids
 from gptlab.stopping import stop_requests
 from gptlab.trainer import Actions, Batch, Status, TrainState, train
 
@@ -156,12 +156,13 @@ class Run:
                 actions = Actions(self._log, self._evaluate, self._sample, self._save, stopping)
                 status = train(self.state, self._batch, actions, self._mfu)
         except BaseException as error:
-            self.log.close(
-                self.summary("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", str(error))
-            )
+            self._close("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", str(error))
             raise _explained(error) from error
-        self.log.close(self.summary(status))
+        self._close(status)
         return status
+
+    def _close(self, status: str, error: str | None = None) -> None:
+        self.log.close({**self.summary(status, error), "curve": self._draw() if self.state.step else None})
 
     def summary(self, status: str, error: str | None = None) -> dict[str, Any]:
         """What summary.json holds."""
@@ -188,13 +189,12 @@ class Run:
             "hardware": describe(state.device),
             "data": self.dataset.fingerprint,
             "run_dir": str(self.run_dir),
-            "curve": str(self._draw()) if status != "running" and self.state.step else None,
         }
 
     def check_sample(self) -> None:
         """What no sample can be drawn with is an error before the first step, not at the first sample."""
         Draw(temperature=self.config.trainer.sample_temperature)
-        check_length(self.state.model, len(self._prompt()), 1)
+        check_length(self.state.model, len(prompt_ids(self.dataset.tokenizer, self.config.trainer.sample_prompt)), 1)
 
     def _batch(self, step: int) -> Batch:
         plan = self.config.trainer
@@ -216,7 +216,8 @@ class Run:
         return {"val/loss": loss, "val/bpb": bits_per_byte(loss, self.dataset.bytes_per_token("val"))}
 
     def _sample(self) -> None:
-        plan, model, prompt = self.config.trainer, self.state.model, self._prompt()
+        plan, model = self.config.trainer, self.state.model
+        prompt = prompt_ids(self.dataset.tokenizer, plan.sample_prompt)
         room = plan.sample_tokens if model.position.limit is None else model.position.limit + 1 - len(prompt)
         draw = Draw(temperature=plan.sample_temperature)
         with autocast(self.state.device, self.state.precision):
@@ -225,16 +226,6 @@ class Run:
             )
             drawn = [token for (token,) in steps]
         self.log.sample(self.state.step, self.config.trainer.sample_prompt + self.dataset.tokenizer.decode(drawn))
-
-    def _prompt(self) -> list[int]:
-        """The tokens a sample begins with."""
-        text = self.dataset.tokenizer
-        if self.config.trainer.sample_prompt:
-            return text.encode(self.config.trainer.sample_prompt)
-        try:
-            return text.separator_ids()
-        except DataError:  # a vocabulary without line breaks
-            return [int(self.dataset.val[0])]
 
     def _save(self) -> None:
         state = self.state
@@ -277,9 +268,9 @@ class Run:
             f"run     {self.run_dir} on {self.state.device}, {self.state.precision}",
         ]
 
-    def _draw(self) -> Path | None:
+    def _draw(self) -> str | None:
         try:
-            return report.draw_curve(self.run_dir, ruler=self.levels)
+            return str(report.draw_curve(self.run_dir, ruler=self.levels))
         except Exception as error:  # a picture is worth less than the run
             self.display.note(f"The curve could not be drawn ({type(error).__name__}: {error}).")
             return None

@@ -10,9 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gptlab.config import require
-from gptlab.errors import ConfigError
+from gptlab.errors import ConfigError, DataError
 from gptlab.model import GPT
 from gptlab.seeds import seed_of
+from gptlab.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,16 @@ def generate(
                 logits = model(torch.tensor(drawn, device=device)[:, None], cache)[:, -1]
     finally:
         model.train(training)
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """The tokens of a prompt; of an empty one, the border between two documents."""
+    if prompt:
+        return tokenizer.encode(prompt)
+    try:
+        return tokenizer.separator_ids()
+    except DataError:  # a vocabulary without line breaks
+        return [0]
 
 
 def check_length(model: GPT, n_prompt: int, n_tokens: int) -> None:

@@ -24,6 +24,7 @@ from gptlab.schedule import Schedule
 from gptlab.seeds import seed_of
 
 Batch = tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]  # tokens, and the token after each (or -100)
+Meter = Callable[[float], Mapping[str, float]]  # tokens per second -> {"mfu": share of the peak}, or nothing
 Status = Literal["done", "interrupted"]
 FP16_START = 2.0**16  # first loss scale: fp16 gradients are small
 
@@ -72,7 +73,7 @@ class Actions:
     stopping: Callable[[], bool]  # asked after every step
 
 
-def train(state: TrainState, batch_of: Callable[[int], Batch], actions: Actions, flops_per_second: Meter) -> Status:
+def train(state: TrainState, batch_of: Callable[[int], Batch], actions: Actions, meter: Meter) -> Status:
     """Train from `state.step` to `config.steps`; every batch and every draw depends on (seed, step) alone."""
     plan, clock = state.config, _Clock(state)
     while state.step < plan.steps:
@@ -80,7 +81,7 @@ def train(state: TrainState, batch_of: Callable[[int], Batch], actions: Actions,
         state.step += 1
         row: dict[str, Any] = {}
         if state.step == 1 or _due(state, plan.log_every):
-            row |= _measure(state, losses, norm, clock, flops_per_second)
+            row |= _measure(state, losses, norm, clock, meter)
         if _due(state, plan.eval_every):
             with clock.pause():
                 row |= actions.evaluate()
@@ -115,10 +116,9 @@ def train_step(state: TrainState, batch: Batch) -> tuple[dict[str, Tensor], Tens
         torch.manual_seed(seed_of(state.seed, "dropout", state.step, part))
         with autocast(state.device, state.precision):
             total, added = state.loss(tokens, targets)
-        pieces = {
-            "loss": total * _guard(state, total) / n_targets,
-            **{name: x / state.config.accumulate for name, x in added.items()},
-        }
+        assert "loss" not in added, "a part adds its loss to context.losses under a name of its own"
+        pieces = {name: x / state.config.accumulate for name, x in added.items()}
+        pieces["loss"] = total * _guard(state, total) / n_targets
         state.scaler.scale(torch.stack(list(pieces.values())).sum()).backward()
         losses = {name: losses.get(name, 0) + piece.detach() for name, piece in pieces.items()}
     return losses, _step_optimizer(state, losses["loss"])
@@ -161,7 +161,7 @@ def _due(state: TrainState, every: int) -> bool:
 
 
 def _measure(
-    state: TrainState, losses: Mapping[str, Tensor], norm: Tensor, clock: _Clock, flops_per_second: Meter
+    state: TrainState, losses: Mapping[str, Tensor], norm: Tensor, clock: _Clock, meter: Meter
 ) -> dict[str, Any]:
     """What a log row holds: the one place where the host waits for the device."""
     row = {f"train/{name}": value.item() for name, value in losses.items()}
@@ -172,7 +172,7 @@ def _measure(
     pace = clock.tokens_per_second()
     if pace is not None:
         row["tokens_per_second"] = pace
-        row |= flops_per_second(pace)
+        row |= meter(pace)
     return row
 
 
@@ -186,9 +186,6 @@ def _refuse_nonfinite(state: TrainState) -> None:
             "optimizer.lr, lengthen schedule.warmup, choose trainer.precision=fp32, or set trainer.on_nonfinite=skip."
         )
     state.n_bad += new
-
-
-Meter = Callable[[float], Mapping[str, float]]  # tokens per second -> {"mfu": share of the peak}, or nothing
 
 
 class _Clock:

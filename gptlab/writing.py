@@ -9,10 +9,9 @@ from typing import TextIO
 
 from gptlab.config import require
 from gptlab.display import harmless
-from gptlab.errors import DataError
 from gptlab.hardware import choose_device
 from gptlab.rundir import load
-from gptlab.sampling import Draw, check_length, generate
+from gptlab.sampling import Draw, check_length, generate, prompt_ids
 from gptlab.tokenizer import Tokenizer
 
 
@@ -39,16 +38,6 @@ def write(options: argparse.Namespace, out: TextIO) -> None:
         else:
             for number, text in enumerate(_join(texts, len(seeds)), start=first):
                 _print_text(show(options.prompt + text), number, options.samples, out)
-
-
-def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The tokens of a prompt; of an empty one, the border between two documents."""
-    if prompt:
-        return tokenizer.encode(prompt)
-    try:
-        return tokenizer.separator_ids()
-    except DataError:  # a vocabulary without line breaks
-        return [0]
 
 
 def continuations(

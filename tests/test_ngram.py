@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -77,9 +78,9 @@ def test_the_first_tokens_are_scored_on_the_context_they_have() -> None:
 
 def test_the_counted_bigram_is_what_counting_gives() -> None:
     train, val = zipf_walk(400, 6, 3), zipf_walk(200, 8, 4)
-    pairs, firsts = Counter(zip(train[:-1], train[1:], strict=True)), Counter(train[:-1])
-    ones = [-math.log((pairs[a, b] + 1) / (firsts[a] + 8)) for a, b in zip(val[:-1], val[1:], strict=True)]
-    least = [-math.log(pairs[a, b] / firsts[a]) for a, b in zip(train[:-1], train[1:], strict=True)]
+    pairs, firsts = Counter(itertools.pairwise(train)), Counter(train[:-1])
+    ones = [-math.log((pairs[a, b] + 1) / (firsts[a] + 8)) for a, b in itertools.pairwise(val)]
+    least = [-math.log(pairs[a, b] / firsts[a]) for a, b in itertools.pairwise(train)]
     got = counted_bigram(train, val, 8)
     assert got[1] == pytest.approx(np.mean(ones))
     assert got[2] == pytest.approx(np.mean(least))
