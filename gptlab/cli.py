@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gptlab import conf_dir, explain, plugins, registry, rundirs
 from gptlab.config import LAYER_SLOTS, RunConfig, from_dict
-from gptlab.errors import ConfigError, GptlabError, Interrupted
+from gptlab.errors import ConfigError, Interrupted
 
 failures: list[tuple[str, Exception]] = []  # (directory, error) of the points of this process
 sweeps: set[Path] = set()  # their directories
@@ -38,6 +38,7 @@ def run_hydra(argv: Sequence[str]) -> None:
     """Compose and train what `argv` says. Raises GptlabError for what is wrong in it."""
     arguments = sorted((_alias(argument) for argument in argv), key=_is_override)  # argparse wants flags together
     words = [argument for argument in arguments if _is_override(argument)]
+    explain.refuse_odd(words)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, who have a line for each
     failures.clear()
     sweeps.clear()
@@ -49,9 +50,7 @@ def run_hydra(argv: Sequence[str]) -> None:
         more = [*_resumed_variants(overrides), f"hydra.job.config.override_dirname.exclude_keys=[{fixed}]"]
         sys.argv = ["gptlab train", *arguments, *more]
         hydra.main(version_base="1.3", config_path=str(conf_dir.find()), config_name="train")(point)()
-    except GptlabError:
-        raise
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException) as error:
         raise explain.in_a_line(error, words) from error
     finally:
         _remove_unbegun()
@@ -131,6 +130,8 @@ def _plain(composed: DictConfig) -> dict[str, Any]:
     assert isinstance(tree, dict)
     for slot in registry.SLOTS:
         node = tree["model"] if slot in LAYER_SLOTS else tree
+        if not isinstance(node[slot], dict):
+            raise explain.chosen_by_group(slot)
         node[slot] = {key: value for key, value in node[slot].items() if value != "???"}
     return {str(key): value for key, value in tree.items()}
 
@@ -190,7 +191,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _conf_dirs(arguments: Sequence[str]) -> list[Path]:
     """Where presets are looked for: the directories of --config-dir, and ours."""
     flags = ("--config-dir", "-cd")
-    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    pairs = zip(arguments, [*arguments[1:], ""], strict=False)  # without arguments the second is the longer
     named = [after if word in flags else word.partition("=")[2] for word, after in pairs if word.startswith(flags)]
     return [*map(Path, named), conf_dir.find()]
 

@@ -44,6 +44,23 @@ def in_a_line(error: Exception, words: Sequence[str]) -> ConfigError:
     return ConfigError(f"{key}: {_first_sentence(cause)}")
 
 
+def refuse_odd(words: Sequence[str]) -> None:
+    """ConfigError for what Hydra would take, and no run could: a setting without a name, and one that is deleted."""
+    for word in words:
+        if word.startswith("="):
+            raise ConfigError(f"Write KEY=VALUE, but {word!r} has no KEY.")
+        if word.startswith("~"):
+            raise ConfigError(
+                f"Every setting has a value, so none can be deleted as {word!r} asks: choose another value."
+            )
+
+
+def chosen_by_group(slot: str) -> ConfigError:
+    """The error for a slot that is set like an option."""
+    names = ", ".join(registry.names(slot))
+    return ConfigError(f"{slot!r} is chosen by its group: write {SLOTS[slot].group}=... (one of {names}).")
+
+
 def _unknown_choice(group: str, name: str, choices: list[str]) -> ConfigError:
     if not group:
         return ConfigError(f"There is no preset file {name!r} in conf/.")

@@ -113,6 +113,10 @@ REFUSED = {
     "run_dir=text.txt/x": "text.txt/x",
     "run_dir=/proc/nowhere/x": "cannot be written",
     "name=../x": "name is one folder under runs/",
+    "=3": "has no KEY",
+    "~model": "none can be deleted",
+    "model.attention=3": "'attention' is chosen by its group: write model/attention=",
+    "data=3": "There is no data named '3'",
     "trainer.device=foo": "The device must be auto, cpu, cuda, cuda:0 or mps, but is 'foo'",
     "trainer.device=cuda:99": "is not on this machine",
     "trainer.precision=fp8": "trainer.precision must be one of auto, fp32, bf16, fp16",
@@ -161,6 +165,14 @@ def test_python_m_and_the_console_script_are_the_same_command(home: Path) -> Non
     assert tree["model"]["n_layer"] == 6
     assert tree["model"]["attention"]["name"] == "flash"
     assert sorted(os.listdir(home)) == ["text.txt"]
+
+
+def test_no_arguments_at_all_is_the_default_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    composed = []
+    monkeypatch.setattr(cli, "_train", composed.append)
+    cli.run_hydra([])
+    (config,) = composed
+    assert (config.data.name, config.model.attention.name, config.trainer.steps) == ("python", "vanilla", 600)
 
 
 def test_info_and_cfg_print_and_train_nothing(capfd: pytest.CaptureFixture[str]) -> None:
