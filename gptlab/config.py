@@ -66,7 +66,7 @@ class TrainerConfig:
     save_every: int = 200  # steps; 0 = only at the end
     keep: int = 2  # newest checkpoints kept
     sample_every: int = 200  # steps; 0 = only at the end
-    sample_tokens: int = 200  # length of a sample
+    sample_tokens: int = 300  # length of a sample
     sample_prompt: str = ""  # what a sample begins with; empty: the border between two documents
     sample_temperature: float = 0.8
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
