@@ -11,21 +11,33 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
+class Written:
+    """An option as its signature writes it: name, type, default (empty where it has none) and meaning."""
+
+    name: str
+    type: str
+    default: str
+    meaning: str
+
+
+@dataclass(frozen=True)
 class Entry:
-    """One registered class: its slot, name, first docstring line and option names."""
+    """One registered class: its slot, name, first docstring line and options."""
 
     slot: str
     name: str
     meaning: str
-    options: tuple[str, ...]
+    options: tuple[Written, ...]
 
 
 def entries(files: Iterable[Path] = ()) -> list[Entry]:
     """Every `@register(slot, name)` class of the package and of `files`, by slot and name."""
     trees = [_parse(path) for path in (*sorted(PACKAGE.rglob("*.py")), *files)]
-    classes = {node.name: node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    classes = {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
+    hints = {ast.unparse(node.targets[0]): node.value for node in nodes if isinstance(node, ast.Assign)}
     found = [
-        Entry(slot, name, (ast.get_docstring(node) or "").partition("\n")[0], _options(node, classes))
+        Entry(slot, name, (ast.get_docstring(node) or "").partition("\n")[0], _options(node, classes, hints))
         for tree in trees
         for node in ast.walk(tree)
         if isinstance(node, ast.ClassDef)
@@ -49,10 +61,23 @@ def _registrations(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
                 yield slot, name
 
 
-def _options(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> tuple[str, ...]:
+def _options(node: ast.ClassDef, classes: dict[str, ast.ClassDef], hints: dict[str, ast.expr]) -> tuple[Written, ...]:
     """The keyword-only arguments of the class's `__init__`, or of the nearest base's that has one."""
     for item in node.body:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-            return tuple(argument.arg for argument in item.args.kwonlyargs)
+            given = zip(item.args.kwonlyargs, item.args.kw_defaults, strict=True)
+            return tuple(_written(argument, default, hints) for argument, default in given)
     bases = (classes[base.id] for base in node.bases if isinstance(base, ast.Name) and base.id in classes)
-    return next((found for base in bases if base is not node and (found := _options(base, classes))), ())
+    return next((found for base in bases if base is not node and (found := _options(base, classes, hints))), ())
+
+
+def _written(argument: ast.arg, default: ast.expr | None, hints: dict[str, ast.expr]) -> Written:
+    """One option; a type that has a name of its own (`X = Annotated[...]`) is looked up."""
+    hint, meaning = argument.annotation, ""
+    if isinstance(hint, ast.Name):
+        hint = hints.get(hint.id, hint)
+    if isinstance(hint, ast.Subscript) and isinstance(hint.slice, ast.Tuple) and ast.unparse(hint.value) == "Annotated":
+        hint, said = hint.slice.elts[:2]
+        meaning = str(said.value) if isinstance(said, ast.Constant) else ""
+    kind = ast.unparse(hint) if hint else ""
+    return Written(argument.arg, kind, ast.unparse(default) if default else "", meaning)

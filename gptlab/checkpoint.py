@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gptlab.errors import CheckpointError, ConfigError
+from gptlab.files import sync
 
 Names = Mapping[Any, str]  # what every parameter of the optimizer is called
 
@@ -69,7 +70,7 @@ def save(
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(
             f"The checkpoint of step {step} could not be saved in {folder} ({reason}); "
-            "those before it are untouched. Make room there, or set run_dir to another disk, and resume."
+            "those before it are untouched. Make room there, and resume."
         ) from None
     _remove_old(folder, step, keep)
     return path
@@ -80,7 +81,7 @@ def _write_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> di
     assert FILE.fullmatch(path.name), path.name
     assert not any("_orig_mod." in key for key in tensors), "names come from the model, not from its compiled twin"
     save_file({key: _owned(tensor) for key, tensor in tensors.items()}, path)
-    _sync(path)
+    sync(path)
     return _fingerprint(path)
 
 
@@ -93,8 +94,8 @@ def _owned(tensor: Tensor) -> Tensor:
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     path = folder / "manifest.json"
     path.write_text(json.dumps({**manifest, "sha256": _digest(manifest)}, indent=1), encoding="utf-8")
-    _sync(path)
-    _sync(folder)
+    sync(path)
+    sync(folder)
 
 
 def _put_in_place(temporary: Path, path: Path) -> None:
@@ -104,7 +105,7 @@ def _put_in_place(temporary: Path, path: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         os.rename(path, aside)
     os.rename(temporary, path)
-    _sync(path.parent)
+    sync(path.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -119,17 +120,6 @@ def _remove_old(folder: Path, step: int, keep: int) -> None:
     past = [path for path in found if _order(path) <= (step, True)]
     for path in [*past[keep:], *(path for path in found if path not in past)]:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Wait until `path` is on the disk, so that power cut after the rename finds it whole."""
-    if path.is_dir() and os.name == "nt":  # Windows cannot open a directory
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

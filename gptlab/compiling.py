@@ -23,14 +23,18 @@ def maybe_compile(loss: Loss, wanted: str, device: torch.device, note: Callable[
 
 
 class _Compiled:
-    """A compiled function that becomes the plain one, once, when its first compilation fails."""
+    """A compiled loss that becomes the plain one, once, when its first compilation, forward or backward, fails."""
 
     def __init__(self, function: Loss, note: Callable[[str], None]) -> None:
         self.plain, self.note = function, note
         self.current: Loss = torch.compile(function)
+        self.tried = False
 
     def __call__(self, *args: Any) -> Any:
         try:
+            if not self.tried:
+                self.tried = True
+                self._try_backward(*args)
             return self.current(*args)
         except Exception as error:
             if self.current is self.plain or not _is_compilers(error):
@@ -40,8 +44,16 @@ class _Compiled:
             self.current = self.plain
             return self.plain(*args)
 
+    def _try_backward(self, *args: Any) -> None:
+        """The backward graph may be compiled only when it runs, which is out of our hands later."""
+        owner = getattr(self.plain, "__self__", None)
+        parameters = [p for p in owner.parameters() if p.requires_grad] if isinstance(owner, torch.nn.Module) else []
+        total, _ = self.current(*args)
+        if parameters and total.requires_grad:
+            torch.autograd.grad(total, parameters, allow_unused=True)
+
 
 def _is_compilers(error: Exception) -> bool:
     from torch._dynamo.exc import TorchDynamoException
 
-    return isinstance(error, TorchDynamoException) or type(error).__module__.startswith("torch._inductor")
+    return isinstance(error, TorchDynamoException) or type(error).__module__.startswith(("torch._inductor", "triton"))

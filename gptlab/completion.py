@@ -72,7 +72,7 @@ def _train(word: str, before: list[str]) -> list[str]:
         for name in (*_fields("", RunConfig), *_fields("model.", ModelConfig), *_fields("trainer.", TrainerConfig))
     ]
     options = [
-        f"{SLOTS[e.slot].node.replace('model.position', 'position')}.{option}="
+        f"{SLOTS[e.slot].node.replace('model.position', 'position')}.{option.name}="
         for e in entries
         if chosen.get(SLOTS[e.slot].group, e.name) == e.name
         for option in e.options

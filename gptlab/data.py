@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gptlab.errors import ConfigError, DataError
-from gptlab.files import WAY_OUT, write_atomically
+from gptlab.files import WAY_OUT, sync, write_atomically
 from gptlab.files import cache_dir as usual_cache_dir
 from gptlab.text import TextSource
 from gptlab.tokenizer import Tokenizer, load
@@ -178,21 +178,13 @@ def _alive(pid: str) -> bool:
 
 def _publish(made: Path, directory: Path) -> None:
     """Give a finished folder its name, unless another process was first: then its twin is as good."""
-    _sync(made)
+    sync(made)
     try:
         os.rename(made, directory)
     except OSError:
         if not directory.exists():
             raise
-    _sync(directory.parent)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(directory.parent)
 
 
 @dataclass(frozen=True)

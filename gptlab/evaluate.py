@@ -12,11 +12,12 @@ def main(argv: list[str]) -> None:
     """Parse, then print one table, or JSON."""
     parser = argparse.ArgumentParser(prog="gptlab evaluate", description=__doc__.partition(": ")[2])
     parser.add_argument("run", help="a run directory, or latest")
-    parser.add_argument("--split", choices=("train", "val"), default="val", help="of the run's own text (default val)")
-    parser.add_argument("--text", help="a file or directory to evaluate on instead (.txt .md .py .jsonl, .gz)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--split", choices=("train", "val"), default="val", help="of the run's own text (default val)")
+    which.add_argument("--text", help="a file or directory to evaluate on instead (.txt .md .py .jsonl, .gz)")
     parser.add_argument("--batch", type=int, default=32, help="windows at a time (default 32)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    parser.add_argument("--precision", default="fp32", help="fp32, bf16 or fp16 (default fp32)")
+    parser.add_argument("--precision", default="fp32", help="fp32, bf16, fp16 or auto (default fp32)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(argv)
     from gptlab import scoring

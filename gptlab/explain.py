@@ -49,6 +49,9 @@ def refuse_odd(words: Sequence[str]) -> None:
     for word in words:
         if word.startswith("="):
             raise ConfigError(f"Write KEY=VALUE, but {word!r} has no KEY.")
+        key, _, value = word.partition("=")
+        if key in GROUPS and re.fullmatch(r"[-+.\d]+|true|null", value):
+            raise ConfigError(f"A choice of {key} is a name, but {value!r} is not. See gptlab train --help.")
         if word.startswith("~"):
             raise ConfigError(
                 f"Every setting has a value, so none can be deleted as {word!r} asks: choose another value."

@@ -79,3 +79,14 @@ def write_atomically(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise DataError(f"{path} cannot be written ({error.strerror or error}): {WAY_OUT}") from None
+
+
+def sync(path: Path) -> None:
+    """Wait until `path` is on the disk, so that power cut after the rename finds it whole."""
+    if path.is_dir() and os.name == "nt":  # Windows cannot open a directory
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
+import re
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -14,14 +16,14 @@ from gptlab.errors import ConfigError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-# Dense bf16/fp16 matrix products, FLOP/s, from the makers' data sheets (SXM parts where there are several).
+# Dense bf16 and fp16 products, FLOP/s, from the makers' data sheets, by the whole name that the driver gives.
 PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "RTX 4090": 165e12,
+    r"NVIDIA H200": 989e12,
+    r"NVIDIA H100 80GB HBM3": 989e12,
+    r"NVIDIA H100 PCIe": 756e12,
+    r"NVIDIA A100(-SXM4-\d+GB|-PCIE-40GB| 80GB PCIe)": 312e12,
+    r"NVIDIA L40S": 362e12,
+    r"NVIDIA GeForce RTX 4090": 165e12,
 }
 
 
@@ -69,11 +71,11 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for chip, peak in PEAK_FLOPS.items() if all(word in name for word in chip.split())), None)
+    return next((peak for chip, peak in PEAK_FLOPS.items() if re.fullmatch(chip, name)), None)
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """The hardware and versions that a run's numbers belong to."""
+    """The hardware that a run's numbers belong to."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "device": str(device),
@@ -81,10 +83,14 @@ def describe(device: torch.device) -> dict[str, Any]:
         "cpu": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
         "system": platform.platform(),
     }
+
+
+def versions() -> dict[str, str]:
+    """The versions of what computes, by package."""
+    packages = ("gptlab", "torch", "numpy", "hydra-core", "omegaconf")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
 
 
 def _multiplies_bf16() -> bool:

@@ -51,11 +51,16 @@ def show_verbs() -> None:
     console.print("\nEach verb has a --help of its own. `python -m gptlab.VERB` is the same.")
 
 
-def show_train(plugins: list[str]) -> None:
-    """Groups, variants, presets and settings of a training."""
+def show_train(words: list[str]) -> None:
+    """Groups, variants, presets and settings of a training, and the options of each variant that `words` choose."""
     console = Console(highlight=False)
     console.print("Train a GPT composed from parts: gptlab train [GROUP=NAME ...] [SETTING=VALUE ...] [FLAG ...]\n")
-    found = catalogue.entries(Path(plugin) for plugin in plugins if plugin.endswith(".py"))
+    chosen = dict(word.partition("=")[::2] for word in words)
+    files = (Path(plugin.strip()) for plugin in chosen.get("plugins", "").strip("[]").split(","))
+    found = catalogue.entries(path for path in files if path.suffix == ".py")
+    if named := [entry for entry in found if entry.name in chosen.get(SLOTS[entry.slot].group, "").split(",")]:
+        show_options(console, named)
+        return
     for slot, place in SLOTS.items():
         console.print(f"[bold]{place.group}=[/]  {escape(place.meaning)}")
         mine = [(entry.name, _with_options(entry, place.node)) for entry in found if entry.slot == slot]
@@ -68,9 +73,20 @@ def show_train(plugins: list[str]) -> None:
         console.print(_table(_settings(title, cls)))
     console.print("[bold]flags[/]")
     console.print(_table(FLAGS.items()))
+    console.print("Options with their meaning: name a variant beside --help, as in gptlab train position=rope --help\n")
     console.print("[bold]examples[/]")
     for example in EXAMPLES:
         console.print(f"  {escape(example)}")
+
+
+def show_options(console: Console, entries: list[catalogue.Entry]) -> None:
+    """What can be set of some variants: type, default and meaning, as their signatures say."""
+    for entry in entries:
+        place = SLOTS[entry.slot]
+        console.print(f"[bold]{place.group}={entry.name}[/]  {escape(entry.meaning)}")
+        node = "position" if entry.slot == "position" else place.node
+        rows = [(f"{node}.{option.name}", _with_default(option)) for option in entry.options]
+        console.print(_table(rows) if rows else "  It has no options.")
 
 
 def presets(group: str) -> list[tuple[str, str]]:
@@ -84,9 +100,17 @@ def _opening(path: Path) -> str:
     return next((line for line in comments if not line.startswith("@package")), "")
 
 
+def _with_default(option: catalogue.Written) -> str:
+    default = {"None": "null", "": "required"}.get(option.default, option.default.strip("'"))
+    kind = option.type.replace("None", "null").replace("Literal[", "one of ").rstrip("]").replace("'", "")
+    return f"= {default}  {option.meaning} ({kind})"
+
+
 def _with_options(entry: catalogue.Entry, node: str) -> str:
     short = node.removeprefix("model.") if node == "model.position" else node
-    return entry.meaning + (f" [{short}.: {' '.join(entry.options)}]" if entry.options else "")
+    return entry.meaning + (
+        f" [{short}.: {' '.join(option.name for option in entry.options)}]" if entry.options else ""
+    )
 
 
 def _settings(prefix: str, cls: type) -> Iterator[tuple[str, str]]:

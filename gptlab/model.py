@@ -123,7 +123,7 @@ def initialise(model: GPT, seed: int, std: float) -> None:
 
 def _draw_weight(weight: Tensor, seed: int, name: str, std: float) -> None:
     if not weight.is_meta:
-        drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed_of(seed, name)))
+        drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed_of(seed, name)), device="cpu")
         weight.data.copy_(drawn * std)
 
 

@@ -19,6 +19,7 @@ from gptlab.files import write_atomically
 DISCOUNT = 0.9  # taken off every count; close to what Chen and Goodman's estimate gives for characters
 MAX_TRAIN = 20_000_000  # tokens counted at most: keeps the tables of a large text in about 2 GB
 MAX_VAL = 5_000_000  # tokens scored at most
+FILE = "ngram.json"
 VERSION = 1  # of ngram.json
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -58,40 +59,13 @@ class Ruler:
         """The longest n-gram measured."""
         return len(self.val)
 
-    def beaten(self, loss: float) -> int | None:
-        """The highest n such that `loss` is below the validation loss of every order up to n; None: not even 1."""
-        orders = 0
-        while orders < self.max_order and loss < self.val[orders]:
-            orders += 1
-        return orders or None
-
-    def sentence(self, loss: float) -> str:
-        """Where a validation loss stands: 'beats the 4-gram (1.72), not yet the 5-gram (1.56)'."""
-        won = self.beaten(loss) or 0
-        words = [f"beats the {won}-gram ({self.val[won - 1]:.2f})"] if won else []
-        if won < self.max_order:
-            words.append(f"not yet the {won + 1}-gram ({self.val[won]:.2f})")
-        else:
-            words.append("the longest of the ruler")
-        return ", ".join(words)
-
-    def lines(self) -> list[tuple[str, float]]:
-        """(label, validation nats per token) of every order, for a chart."""
-        return [(f"{order}-gram", loss) for order, loss in enumerate(self.val, start=1)]
-
-    def describe(self) -> str:
-        """One line: the orders, their losses, and how much text they were counted and scored on."""
-        losses = " ".join(f"{label} {loss:.4f}" for label, loss in self.lines())
-        return f"{losses} nats per token (counted on {self.train_tokens:,} tokens, scored on {self.val_tokens:,})"
-
 
 def ruler(dataset: Tokens, *, max_order: int = 7, report: Callable[[str], None] = lambda line: None) -> Ruler:
     """The ruler of a prepared data set, computed once and kept beside its tokens in ngram.json.
 
     The order is lowered where an n-gram of this vocabulary no longer fits into 64 bits (bytes: 7, 50,257 tokens: 4).
     """
-    path = dataset.directory / "ngram.json"
-    settings = [VERSION, max_order, DISCOUNT, MAX_TRAIN, MAX_VAL]
+    path, settings = dataset.directory / FILE, _settings(max_order)
     kept = _recall(path, settings)
     if kept is not None:
         return kept
@@ -99,6 +73,15 @@ def ruler(dataset: Tokens, *, max_order: int = 7, report: Callable[[str], None] 
     measured = measure(np.asarray(train), np.asarray(val), dataset.vocab_size, max_order=max_order, report=report)
     write_atomically(path, json.dumps({"settings": settings, **asdict(measured)}).encode())
     return measured
+
+
+def is_kept(dataset: Tokens, *, max_order: int = 7) -> bool:
+    """Whether `ruler` would find its numbers without counting."""
+    return _recall(dataset.directory / FILE, _settings(max_order)) is not None
+
+
+def _settings(max_order: int) -> list[float]:
+    return [VERSION, max_order, DISCOUNT, MAX_TRAIN, MAX_VAL]
 
 
 def _recall(path: Path, settings: list[float]) -> Ruler | None:

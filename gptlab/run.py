@@ -12,16 +12,19 @@ import torch
 
 from gptlab import checkpoint, data, ngram, registry, report, rundir, rundirs
 from gptlab.compiling import maybe_compile
+from gptlab.components.attention.kernels import substitute
+from gptlab.components.attention.softmax import SoftmaxAttention
 from gptlab.config import ModelConfig, RunConfig, require, to_dict
 from gptlab.cost import flops_per_token
 from gptlab.data import Dataset
 from gptlab.display import Display, make_display
 from gptlab.errors import DataError, GptlabError, TrainingError
 from gptlab.evaluation import bits_per_byte, evaluate
-from gptlab.hardware import autocast, choose_device, choose_precision, describe, peak_flops
+from gptlab.hardware import autocast, choose_device, choose_precision, describe, peak_flops, versions
 from gptlab.model import GPT
+from gptlab.ngram import Ruler
 from gptlab.optimizer import parameter_groups
-from gptlab.runlog import RunLog, open_wandb, rewind, write_summary
+from gptlab.runlog import RunLog, WandbLog, open_wandb, rewind, write_summary
 from gptlab.sampling import Draw, check_length, generate, prompt_ids
 from gptlab.stopping import stop_requests
 from gptlab.trainer import Actions, Batch, Status, TrainState, train
@@ -38,9 +41,11 @@ def start(config: RunConfig, command: Mapping[str, Any]) -> tuple[Status, Path]:
     config = rundir.whole(config)
     run_dir = rundirs.fresh(config.run_dir, config.name)
     check(config)
+    plan = config.trainer  # a run goes on in the precision that it began in, wherever that is
+    plan.precision = choose_precision(plan.precision, choose_device(plan.device))
     dataset = prepare(config, display)
     state = make_state(config, dataset, display)
-    run = Run(config, run_dir, dataset, state, display)
+    run = Run(config, run_dir, dataset, measure(dataset, display), state, display)
     run.check_sample()
     rundir.write(run_dir, config, dataset.tokenizer, command)
     return run.train(), run_dir
@@ -60,7 +65,7 @@ def go_on(wanted: str, changes: Mapping[str, Any]) -> tuple[Status, Path]:
         state.step < state.config.steps,
         f"{run_dir} is done: it has trained all {state.config.steps} steps. To go on, raise trainer.steps.",
     )
-    run = Run(config, run_dir, dataset, state, display)
+    run = Run(config, run_dir, dataset, measure(dataset, display), state, display)
     run.check_sample()
     rundir.write_config(run_dir, config)  # with what was changed, so that the next one to go on finds it
     rewind(run_dir, state.step)
@@ -91,11 +96,21 @@ def prepare(config: RunConfig, display: Display) -> Dataset:
     return dataset
 
 
+def measure(dataset: Dataset, display: Display) -> Ruler:
+    """The n-gram ruler of the text: counted once, then found beside its tokens."""
+    if not ngram.is_kept(dataset):
+        display.note("Counting n-grams for the ruler, once for this text.")
+    return ngram.ruler(dataset)
+
+
 def make_state(config: RunConfig, dataset: Dataset, display: Display) -> TrainState:
     """A model with its initial values on its device, and what trains it."""
     plan = config.trainer
     device = choose_device(plan.device)
-    model = GPT(config.model, config.seed).to(device)
+    try:
+        model = GPT(config.model, config.seed).to(device)
+    except (RuntimeError, MemoryError) as error:
+        raise _explained(error) from error
     return TrainState(
         model=model,
         optimizer=registry.build("optimizer", config.optimizer, parameter_groups(model)),
@@ -133,26 +148,22 @@ class Run:
     config: RunConfig
     run_dir: Path
     dataset: Dataset
+    ruler: Ruler
     state: TrainState
     display: Display
     log: RunLog = field(init=False)
-    levels: dict[int, float] = field(init=False)  # the n-gram ruler: order -> nats per token
     train_loss: float | None = None  # newest
     flops: float | None = None  # per token
 
     def train(self) -> Status:
         """Train to the end, to a stop, or to a failure; whichever it is, summary.json tells."""
         self.flops = self._count_flops()
-        self.levels = dict(enumerate(ngram.ruler(self.dataset).val, start=1))
         self.display.start(self.config.trainer.steps, self._title(), ruler=self.levels)
-        about = {**to_dict(self.config), "variants": rundir.variants(self.config)}
-        wandb = open_wandb(
-            self.config.logger, self.run_dir, name=self.run_dir.name, config=about, note=self.display.note
-        )
-        self.log = RunLog(self.run_dir, display=self.display, wandb=wandb)
+        self.log = RunLog(self.run_dir, display=self.display)
         write_summary(self.run_dir, self.summary("running"))
         try:
             with stop_requests(self.log.note) as stopping:
+                self.log.wandb = self._open_wandb()
                 actions = Actions(self._log, self._evaluate, self._sample, self._save, stopping)
                 status = train(self.state, self._batch, actions, self._mfu)
         except BaseException as error:
@@ -161,8 +172,18 @@ class Run:
         self._close(status)
         return status
 
+    def _open_wandb(self) -> WandbLog | None:
+        about = {**to_dict(self.config), "variants": rundir.variants(self.config)}
+        names = {"name": self.run_dir.name, "project": self.config.name}
+        return open_wandb(self.config.logger, self.run_dir, **names, config=about, note=self.display.note)
+
     def _close(self, status: str, error: str | None = None) -> None:
         self.log.close({**self.summary(status, error), "curve": self._draw() if self.state.step else None})
+
+    @property
+    def levels(self) -> dict[int, float]:
+        """The ruler on the validation split: order -> nats per token."""
+        return dict(enumerate(self.ruler.val, start=1))
 
     def summary(self, status: str, error: str | None = None) -> dict[str, Any]:
         """What summary.json holds."""
@@ -179,14 +200,17 @@ class Run:
             "best_val_loss": state.best if known else None,
             "val_bpb": bits_per_byte(state.last, fit) if known else None,
             "ruler": self.levels,
+            "counted_bigram": {"train": self.ruler.train_bigram, "val": self.ruler.val_bigram},
             "parameters": state.model.n_parameters(),
             "flops_per_token": self.flops,
+            "peak_flops": peak_flops(state.device),
             "tokens": state.step * state.tokens_per_step,
             "seconds": state.seconds,
             "skipped_steps": state.n_bad,
             "precision": state.precision,
             "variants": rundir.variants(self.config),
             "hardware": describe(state.device),
+            "versions": versions(),
             "data": self.dataset.fingerprint,
             "run_dir": str(self.run_dir),
         }
@@ -220,11 +244,9 @@ class Run:
         prompt = prompt_ids(self.dataset.tokenizer, plan.sample_prompt)
         room = plan.sample_tokens if model.position.limit is None else model.position.limit + 1 - len(prompt)
         draw = Draw(temperature=plan.sample_temperature)
+        seed, n_tokens = self.config.seed + self.state.step, min(plan.sample_tokens, room)
         with autocast(self.state.device, self.state.precision):
-            steps = generate(
-                model, prompt, min(plan.sample_tokens, room), draw=draw, seeds=[self.config.seed + self.state.step]
-            )
-            drawn = [token for (token,) in steps]
+            drawn = [token for (token,) in generate(model, prompt, n_tokens, draw=draw, seeds=[seed])]
         self.log.sample(self.state.step, self.config.trainer.sample_prompt + self.dataset.tokenizer.decode(drawn))
 
     def _save(self) -> None:
@@ -266,7 +288,17 @@ class Run:
             f"model   {parts}: {sizes}, {self.state.model.n_parameters():,} parameters",
             f"data    {chosen['data']} as {chosen['tokenizer']} ({self.dataset.vocab_size} ids): {splits}",
             f"run     {self.run_dir} on {self.state.device}, {self.state.precision}",
+            *self._remarks(),
         ]
+
+    def _remarks(self) -> list[str]:
+        """What this device makes of the run: the peak that MFU is a share of, and kernels that train as another."""
+        device, peak = self.state.device, peak_flops(self.state.device)
+        kernels = {module.kernel for module in self.state.model.modules() if isinstance(module, SoftmaxAttention)}
+        notes = [line for kernel in kernels if (line := substitute(kernel, device))]
+        if peak and self.flops and self.state.precision != "fp32":
+            notes.append(f"mfu     tokens/s x {self.flops / 1e6:,.1f} MFLOP per token / {peak / 1e12:,.0f} TFLOP/s")
+        return notes
 
     def _draw(self) -> str | None:
         try:
@@ -277,7 +309,9 @@ class Run:
 
 
 def _explained(error: BaseException) -> BaseException:
-    """Out of memory as one line with the way out; anything else as it is."""
-    text = str(error)
-    exhausted = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text
-    return TrainingError(OUT_OF_MEMORY) if exhausted and not isinstance(error, GptlabError) else error
+    """Out of memory, and what a disk refuses on the way, as a line about the training; anything else as it is."""
+    words = ("out of memory", "can't allocate memory", "alloc_failed")
+    exhausted = isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
+    if isinstance(error, GptlabError):
+        return TrainingError(str(error))
+    return TrainingError(OUT_OF_MEMORY) if exhausted and isinstance(error, Exception) else error

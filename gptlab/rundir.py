@@ -17,7 +17,7 @@ from gptlab.model import GPT
 from gptlab.rundirs import CONFIG, TOKENIZER, find
 from gptlab.tokenizer import Tokenizer
 
-COMMAND = "command.json"
+COMMAND, SUMMARY = "command.json", "summary.json"
 FREE_SETTINGS = (  # of the trainer: they change nothing that has been computed
     "steps log_every eval_every save_every sample_every sample_tokens sample_prompt sample_temperature keep "
     "device compile on_nonfinite"
@@ -81,6 +81,14 @@ def load(run_dir: str | Path, *, note: Callable[[str], None] = print) -> tuple[G
     model = GPT(config.model)
     model.load_tensors(checkpoint.load(path, note=note).tensors["model"])
     return model.eval(), tokenizer.load(path / TOKENIZER)
+
+
+def trained_on(run_dir: Path) -> str:
+    """The fingerprint of the tokens that a run was trained on; empty when its summary is gone."""
+    try:
+        return str(json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))["data"])
+    except (OSError, ValueError, KeyError):
+        return ""
 
 
 def variants(config: RunConfig) -> dict[str, str]:

@@ -37,7 +37,7 @@ class RunLog:
 
     def __init__(self, run_dir: Path, *, display: Display, wandb: WandbLog | None = None) -> None:
         self.run_dir = run_dir
-        self._display, self._seen, self._wandb = display, True, wandb
+        self._display, self._seen, self.wandb = display, True, wandb
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
             self._metrics = _Lines(run_dir / "metrics.jsonl", self.note)
@@ -51,16 +51,16 @@ class RunLog:
         """Write one row: `step`, `tokens`, `seconds` and whatever else was measured (nats, bits, tokens/s)."""
         self._metrics.append(row)
         self._show(self._display.update, row)
-        if self._wandb:
-            self._wandb.update(row)
+        if self.wandb:
+            self.wandb.update(row)
 
     def sample(self, step: int, text: str) -> None:
         """Keep a text the model wrote after `step` steps."""
         text = text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair is no valid JSON
         self._samples.append({"step": step, "text": text})
         self._show(self._display.sample, step, text)
-        if self._wandb:
-            self._wandb.sample(step, text)
+        if self.wandb:
+            self.wandb.sample(step, text)
 
     def note(self, text: str) -> None:
         """Say one line to whoever watches."""
@@ -74,8 +74,8 @@ class RunLog:
             write_summary(self.run_dir, summary)
         except DataError as error:
             self.note(f"{error} The checkpoints are not affected.")
-        if self._wandb:
-            self._wandb.finish(summary)
+        if self.wandb:
+            self.wandb.finish(summary)
         self._show(self._display.finish, summary)
 
     def _show(self, action: Callable[..., None], *arguments: object) -> None:
@@ -238,7 +238,7 @@ class WandbLog:
 
 
 def open_wandb(
-    logger: str, run_dir: Path, *, name: str, config: Mapping[str, Any], note: Note, group: str | None = None
+    logger: str, run_dir: Path, *, name: str, project: str, config: Mapping[str, Any], note: Note
 ) -> WandbLog | None:
     """Start the W&B run of `run_dir`, or go on with it after a resume; None when there is none. Never prompts.
 
@@ -252,7 +252,7 @@ def open_wandb(
             note(f"{loudly}WANDB_MODE=disabled wins: this run is not on W&B.")
         return None
     try:
-        run = _start(run_dir, note, {"name": name, "config": dict(config), "group": group})
+        run = _start(run_dir, note, {"name": name, "project": project, "config": dict(config)})
     except Exception as error:  # a broken installation, a refused setting, a full disk
         note(f"{loudly}W&B could not be started ({_first_line(error)}); metrics.jsonl has everything.")
         return None
@@ -283,8 +283,8 @@ def _init(run_dir: Path, mode: Any, about: dict[str, Any]) -> wandb.Run:
 
     settings = wandb.Settings(silent=True, console="off", init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS)
     settings.mode = mode
-    project = wandb.setup().settings.project or "gptlab"
-    run = wandb.init(project=project, dir=str(run_dir), id=_run_id(run_dir), resume="allow", settings=settings, **about)
+    about["project"] = wandb.setup().settings.project or about["project"]
+    run = wandb.init(dir=str(run_dir), id=_run_id(run_dir), resume="allow", settings=settings, **about)
     # No step=: W&B drops rows whose step is not new, and after a resume from a checkpoint some are not.
     run.define_metric("tokens")
     run.define_metric("*", step_metric="tokens")

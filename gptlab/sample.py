@@ -14,7 +14,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("run", help="a run directory, or latest")
     parser.add_argument("--prompt", default="", help="what the text begins with; empty: the border between documents")
     parser.add_argument("--tokens", type=int, default=300, help="new tokens (default 300)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token (default 0.8)")
+    parser.add_argument("--temperature", type=float, help="0: always the likeliest token (default 0.8)")
     parser.add_argument("--greedy", action="store_true", help="the same as --temperature 0")
     parser.add_argument("--top-k", type=int, help="draw from the k likeliest tokens")
     parser.add_argument("--top-p", type=float, help="draw from the fewest tokens that hold this probability")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from gptlab.config import require
@@ -53,8 +53,9 @@ def generate(
 ) -> Iterator[list[int]]:
     """Continue `prompt` once per seed; yields the next token of each continuation, `n_tokens` times.
 
-    A continuation depends on its own seed alone, not on how many run beside it. Past block_size the oldest tokens fall
-    out of the cache, where the position encoding has no end; where it has one, ConfigError before the first token.
+    A continuation depends on its own seed alone, not on how many run beside it. Past block_size, where the position
+    encoding has no end, a cache drops its oldest tokens (a running sum keeps all), and the end of a longer prompt is
+    what is fed; where the encoding has an end, ConfigError before the first token.
     """
     require(len(prompt) > 0, "A prompt must hold at least one token, but is empty.")
     check_length(model, len(prompt), n_tokens)
@@ -65,8 +66,8 @@ def generate(
     model.eval()
     try:
         cache = model.new_cache(len(seeds), model.config.block_size)
-        tokens = torch.tensor([list(prompt)] * len(seeds), device=device)
-        logits = _prefill(model, tokens, cache)
+        seen = list(prompt)[-model.config.block_size :]
+        logits = model(torch.tensor([seen] * len(seeds), device=device), cache)[:, -1]
         for i in range(n_tokens):
             p = draw.probabilities(logits).cpu()
             drawn = [int(torch.multinomial(row, 1, generator=g)) for row, g in zip(p, generators, strict=True)]
@@ -95,13 +96,6 @@ def check_length(model: GPT, n_prompt: int, n_tokens: int) -> None:
             f"This model's position encoding ends at {limit} tokens, but {n_prompt} of prompt and {n_tokens} new are "
             f"more: ask for at most {max(0, limit + 1 - n_prompt)} new, or train with position=rope, alibi or none."
         )
-
-
-def _prefill(model: GPT, tokens: Int[Tensor, "B T"], cache: object) -> Float[Tensor, "B V"]:
-    """Feed the prompt, block_size tokens at a time; the logits after its last token."""
-    for piece in tokens.split(model.config.block_size, dim=1):
-        logits = model(piece, cache)[:, -1]
-    return logits
 
 
 def _keep_top_p(logits: Float[Tensor, "B V"], top_p: float) -> Float[Tensor, "B V"]:

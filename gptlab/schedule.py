@@ -12,7 +12,8 @@ from gptlab.registry import register
 class Schedule:
     """Base: a linear warmup to 1, then `after(progress)` with progress from 0 to 1 over the remaining steps."""
 
-    def __init__(self, steps: int, warmup: int) -> None:
+    def __init__(self, steps: int, warmup: int | None) -> None:
+        warmup = min(100, steps // 10) if warmup is None else warmup
         if not 0 <= warmup < steps:
             raise ConfigError(f"schedule.warmup must be from 0 to trainer.steps - 1 = {steps - 1}, but is {warmup}.")
         self.steps, self.warmup = steps, warmup
@@ -32,14 +33,19 @@ class Schedule:
 class Constant(Schedule):
     """Warmup, then the peak rate to the end."""
 
-    def __init__(self, steps: int, *, warmup: Annotated[int, "steps of linear rise"] = 100) -> None:
+    def __init__(
+        self,
+        steps: int,
+        *,
+        warmup: Annotated[int | None, "steps of linear rise; null: 100, at most a tenth of all"] = None,
+    ) -> None:
         super().__init__(steps, warmup)
 
 
 class Decaying(Schedule):
     """A schedule that ends at `final` of the peak."""
 
-    def __init__(self, steps: int, warmup: int, final: float) -> None:
+    def __init__(self, steps: int, warmup: int | None, final: float) -> None:
         super().__init__(steps, warmup)
         if not 0 <= final <= 1:
             raise ConfigError(f"schedule.final is a share of the peak rate in [0, 1], but is {final}.")
@@ -58,7 +64,7 @@ class Cosine(Decaying):
         self,
         steps: int,
         *,
-        warmup: Annotated[int, "steps of linear rise"] = 100,
+        warmup: Annotated[int | None, "steps of linear rise; null: 100, at most a tenth of all"] = None,
         final: Annotated[float, "last learning rate over the peak"] = 0.1,
     ) -> None:
         super().__init__(steps, warmup, final)
@@ -76,7 +82,7 @@ class Linear(Decaying):
         self,
         steps: int,
         *,
-        warmup: Annotated[int, "steps of linear rise"] = 100,
+        warmup: Annotated[int | None, "steps of linear rise; null: 100, at most a tenth of all"] = None,
         final: Annotated[float, "last learning rate over the peak"] = 0.0,
     ) -> None:
         super().__init__(steps, warmup, final)
@@ -94,7 +100,7 @@ class WarmupStableDecay(Decaying):
         self,
         steps: int,
         *,
-        warmup: Annotated[int, "steps of linear rise"] = 100,
+        warmup: Annotated[int | None, "steps of linear rise; null: 100, at most a tenth of all"] = None,
         decay: Annotated[float, "share of the steps after warmup that decay"] = 0.2,
         final: Annotated[float, "last learning rate over the peak"] = 0.0,
     ) -> None:

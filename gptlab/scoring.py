@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from gptlab.config import require, require_choice
 from gptlab.errors import DataError
 from gptlab.evaluation import bits_per_byte, evaluate
 from gptlab.hardware import autocast, choose_device, choose_precision
-from gptlab.rundir import load, read_config
+from gptlab.rundir import load, read_config, trained_on
 from gptlab.rundirs import find
 from gptlab.tokenizer import Tokenizer
 
@@ -30,7 +31,9 @@ def score(options: argparse.Namespace) -> None:
     precision = choose_precision(options.precision, device)
     run_dir = find(options.run)
     model, tokenizer = load(run_dir, note=_say)
-    tokens, n_bytes, about = _text(tokenizer, options.text) if options.text else _split(run_dir, options.split)
+    tokens, n_bytes, about = (
+        _text(tokenizer, options.text) if options.text else _split(run_dir, tokenizer, options.split)
+    )
     require(len(tokens) >= 2, f"A loss needs 2 tokens, but {about['text']} has {len(tokens)}.")
     loss = evaluate(model.to(device), tokens, batch_size=options.batch, autocast=autocast(device, precision))
     result = {
@@ -46,11 +49,14 @@ def score(options: argparse.Namespace) -> None:
         _print(result)
 
 
-def _split(run_dir: Any, split: str) -> tuple[np.ndarray[Any, Any], int, dict[str, Any]]:
-    """A split of the run's own text, with the ruler beside the validation split."""
+def _split(run_dir: Path, tokenizer: Tokenizer, split: str) -> tuple[np.ndarray[Any, Any], int, dict[str, Any]]:
+    """A split of the text that the run was trained on, with the ruler beside the validation split."""
     config = read_config(run_dir)
-    source, tokenizer = registry.build("data", config.data), registry.build("tokenizer", config.tokenizer)
-    dataset = data.prepare(source, tokenizer, report=_say)
+    dataset = data.prepare(registry.build("data", config.data), tokenizer, report=_say)
+    if dataset.fingerprint != trained_on(run_dir):
+        raise DataError(
+            f"{run_dir} was trained on another text than its config finds now: bring that text back, or use --text."
+        )
     about: dict[str, Any] = {"text": f"{split} split"}
     if split == "val":
         about["ruler"] = dict(enumerate(ngram.ruler(dataset, report=_say).val, start=1))

@@ -12,8 +12,7 @@ def main(argv: list[str]) -> None:
     if {"-h", "--help"} & set(argv):
         from gptlab import help
 
-        named = next((word.partition("=")[2] for word in argv if word.startswith("plugins=")), "")
-        help.show_train([plugin.strip() for plugin in named.strip("[]").split(",")])
+        help.show_train(argv)
         return
     from gptlab import cli
 

@@ -27,6 +27,7 @@ Batch = tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]  # tokens, and the token a
 Meter = Callable[[float], Mapping[str, float]]  # tokens per second -> {"mfu": share of the peak}, or nothing
 Status = Literal["done", "interrupted"]
 FP16_START = 2.0**16  # first loss scale: fp16 gradients are small
+FP16_LEAST = 2.0**-10  # a scale below this is not looking for the right one any more
 
 
 @dataclass
@@ -92,11 +93,11 @@ def train(state: TrainState, batch_of: Callable[[int], Batch], actions: Actions,
             )
         stopping = actions.stopping()
         with clock.pause():
-            if _due(state, plan.sample_every) and not stopping:
-                actions.sample()
             if _due(state, plan.save_every) or stopping:
                 _refuse_nonfinite(state)
                 actions.save()
+            if _due(state, plan.sample_every) and not stopping:
+                actions.sample()
         if stopping and state.step < plan.steps:
             return "interrupted"
     return "done"
@@ -120,7 +121,7 @@ def train_step(state: TrainState, batch: Batch) -> tuple[dict[str, Tensor], Tens
         pieces = {name: x / state.config.accumulate for name, x in added.items()}
         pieces["loss"] = total * _guard(state, total) / n_targets
         state.scaler.scale(torch.stack(list(pieces.values())).sum()).backward()
-        losses = {name: losses.get(name, 0) + piece.detach() for name, piece in pieces.items()}
+        losses |= {name: losses.get(name, 0) + piece.detach() for name, piece in pieces.items()}
     return losses, _step_optimizer(state, losses["loss"])
 
 
@@ -139,8 +140,9 @@ def _step_optimizer(state: TrainState, loss: Tensor) -> Tensor:
         state.scaler.unscale_(state.optimizer)
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    whole = torch.where(torch.isfinite(norm), norm, math.nan)  # finite gradients whose norm overflows are spoilt too
-    torch.nn.utils.clip_grads_with_norm_(parameters, state.config.clip or math.inf, whole)
+    if not fp16:  # finite gradients whose norm overflows are spoilt, so that no step is taken
+        norm = torch.where(torch.isfinite(norm), norm, math.nan)
+    torch.nn.utils.clip_grads_with_norm_(parameters, state.config.clip or math.inf, norm)
     state.scaler.step(state.optimizer)
     state.scaler.update(None if fp16 else 1.0)
     state.optimizer.zero_grad(set_to_none=True)
@@ -186,6 +188,11 @@ def _refuse_nonfinite(state: TrainState) -> None:
             "optimizer.lr, lengthen schedule.warmup, choose trainer.precision=fp32, or set trainer.on_nonfinite=skip."
         )
     state.n_bad += new
+    if state.precision == "fp16" and state.scaler.get_scale() < FP16_LEAST:
+        raise TrainingError(
+            f"In fp16 the gradients overflow at any loss scale, by step {state.step}: "
+            "choose trainer.precision=bf16 or fp32."
+        )
 
 
 class _Clock:

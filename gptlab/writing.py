@@ -21,7 +21,11 @@ def write(options: argparse.Namespace, out: TextIO) -> None:
     require(options.samples >= 1, f"--samples must be at least 1, but is {options.samples}.")
     require(options.batch >= 1, f"--batch must be at least 1, but is {options.batch}.")
     require(options.stop != "", "--stop must hold at least one character: leave it out to stop nowhere.")
-    temperature = 0.0 if options.greedy else options.temperature
+    filters = (options.temperature, options.top_k, options.top_p, options.min_p)
+    require(
+        not options.greedy or filters == (None,) * 4, "--greedy draws nothing: leave out --temperature and --top-*."
+    )
+    temperature = 0.0 if options.greedy else 0.8 if options.temperature is None else options.temperature
     draw = Draw(temperature, options.top_k, options.top_p, options.min_p)
     device = choose_device(options.device)
     model, tokenizer = load(options.run, note=lambda line: print(line, file=sys.stderr))

@@ -116,7 +116,7 @@ REFUSED = {
     "=3": "has no KEY",
     "~model": "none can be deleted",
     "model.attention=3": "'attention' is chosen by its group: write model/attention=",
-    "data=3": "There is no data named '3'",
+    "data=3": "A choice of data is a name, but '3' is not",
     "trainer.device=foo": "The device must be auto, cpu, cuda, cuda:0 or mps, but is 'foo'",
     "trainer.device=cuda:99": "is not on this machine",
     "trainer.precision=fp8": "trainer.precision must be one of auto, fp32, bf16, fp16",
@@ -268,9 +268,9 @@ def test_model_presets_leave_the_options_of_variants_to_presets_of_their_group()
 
 def test_what_a_file_declares_is_what_gets_registered() -> None:
     cli.register_schemas([])
-    declared = {(e.slot, e.name): (e.meaning, e.options) for e in catalogue.entries()}
+    declared = {(e.slot, e.name): (e.meaning, {o.name: o.meaning for o in e.options}) for e in catalogue.entries()}
     registered = {
-        (slot, name): (registry.meaning(cls), tuple(registry.options(cls)))
+        (slot, name): (registry.meaning(cls), {o.name: o.meaning for o in registry.options(cls).values()})
         for slot in registry.SLOTS
         for name in registry.names(slot)
         if (cls := registry.get(slot, name)).__module__.startswith("gptlab.")

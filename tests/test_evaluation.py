@@ -13,6 +13,7 @@ import torch
 
 from gptlab import ModelConfig, data, registry, report, rundir
 from gptlab import evaluate as door
+from gptlab.errors import DataError
 from gptlab.evaluation import bits_per_byte, evaluate
 from gptlab.model import GPT
 
@@ -123,3 +124,13 @@ def test_a_flag_that_cannot_be_is_one_line(flags: str, told: str, run: Path) -> 
     ended = tiny.call(door, str(run), *flags.split())
     assert (ended.code, ended.err.count("\n")) == (2, 1)
     assert told in ended.err
+
+
+def test_a_run_is_not_scored_on_a_text_that_has_changed(tmp_path: Path) -> None:
+    text = tiny.write_text(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "draw_curve", lambda run_dir, ruler: run_dir)
+        assert tiny.run(f"data.path={text}", f"run_dir={tmp_path / 'r'}", "trainer.steps=3").code == 0
+    text.write_text(text.read_text()[::-1])
+    with pytest.raises(DataError, match="was trained on another text"):
+        door.main([str(tmp_path / "r"), "--split", "train"])

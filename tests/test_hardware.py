@@ -12,7 +12,7 @@ from gptlab.compiling import maybe_compile
 from gptlab.config import ModelConfig
 from gptlab.cost import flops_per_token
 from gptlab.errors import ConfigError
-from gptlab.hardware import autocast, choose_device, choose_precision, describe, has_compiler, peak_flops
+from gptlab.hardware import autocast, choose_device, choose_precision, describe, has_compiler, peak_flops, versions
 
 CPU = torch.device("cpu")
 
@@ -63,7 +63,8 @@ def test_the_peak_is_that_of_the_chip_or_none(name: str, peak: float | None, mon
 
 
 def test_what_a_number_belongs_to_is_written_down() -> None:
-    assert {"device", "cpu", "cores", "threads", "python", "torch", "system"} <= describe(CPU).keys()
+    assert {"device", "cpu", "cores", "threads", "system"} <= describe(CPU).keys()
+    assert {"gptlab", "torch", "python", "hydra-core"} <= versions().keys()
 
 
 def test_a_compiler_is_looked_for_in_cxx_and_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,3 +118,45 @@ def test_flops_of_a_token_are_six_for_each_weight_and_the_scores() -> None:
     scores = 2 * 32 * 16  # q k^T and the product with v, each 2 T C forward, for each token
     expected = 6 * (3 * layer + 16 * 50) + 3 * 3 * 2 * scores
     assert flops_per_token(config) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA H100 NVL", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA A100X", None),
+    ],
+)
+def test_a_chip_whose_peak_is_not_known_gets_none_of_another(
+    name: str, peak: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(torch.device("cuda")) == peak
+
+
+def test_a_backward_pass_that_cannot_be_compiled_leaves_the_plain_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: object, grad: torch.Tensor) -> torch.Tensor:
+            raise torch._dynamo.exc.TorchDynamoException("no backward here")
+
+    class Toy(torch.nn.Linear):
+        def loss(self, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            return self(x).sum(), {}
+
+    toy, notes = Toy(2, 2), []
+    spoilt = lambda x: (Failing.apply(toy(x).sum()), {})  # noqa: E731
+    monkeypatch.setattr(torch, "compile", lambda function: spoilt)
+    monkeypatch.setattr("gptlab.compiling.has_compiler", lambda device: True)
+    loss = maybe_compile(toy.loss, "true", CPU, notes.append)
+    total, _ = loss(torch.ones(1, 2))
+    total.backward()
+    assert notes == ["torch.compile failed (no backward here): training goes on without it."]

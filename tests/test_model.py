@@ -12,6 +12,7 @@ import yaml
 
 from gptlab import GPT, ModelConfig
 from gptlab.components.attention.softmax import SoftmaxAttention
+from gptlab.components.context import Context, Replay
 from gptlab.errors import ConfigError
 
 SMALL: dict[str, Any] = {"vocab_size": 11, "block_size": 16, "n_layer": 3, "n_head": 2, "n_embd": 16}
@@ -279,3 +280,32 @@ def test_a_learned_position_ends_at_block_size_and_says_so() -> None:
 def test_other_positions_go_on_past_block_size() -> None:
     for position in ("rope", "alibi", "sinusoidal", "none"):
         assert small(position=position)(tokens(1, 40)).shape == (1, 40, 11)
+
+
+def test_a_replay_holds_no_more_than_it_was_asked_to() -> None:
+    seen = []
+
+    def attention(x: torch.Tensor, context: Context) -> torch.Tensor:
+        seen.append(x.shape[1])
+        assert context.positions.shape[1] == x.shape[1]
+        return x
+
+    replay = Replay(max_len=4)
+    for start, n_new in ((0, 3), (3, 1), (4, 1), (5, 2)):
+        x = torch.arange(start, start + n_new, dtype=torch.float32)[None, :, None]
+        context = Context(positions=torch.arange(start, start + n_new)[None])
+        assert torch.equal(replay.run(attention, x, context), x)
+    assert seen == [3, 4, 4, 4]
+
+
+def test_a_running_mean_decodes_in_bf16_as_well_as_it_trains() -> None:
+    model = GPT(ModelConfig(vocab_size=11, n_embd=32, attention="mean", position="none", block_size=1500)).eval()
+    tokens = torch.randint(11, (1, 1500), generator=torch.Generator().manual_seed(0))
+    cache = model.new_cache(1, 1500)
+    with torch.no_grad():
+        exact = model(tokens)[:, -1]
+        with torch.autocast("cpu", torch.bfloat16):
+            at_once = model(tokens)[:, -1]
+            for piece in tokens.split(1, dim=1):
+                one_by_one = model(piece, cache)[:, -1]
+    assert (one_by_one - exact).abs().max() <= 3 * (at_once - exact).abs().max() + 1e-3

@@ -13,7 +13,7 @@ import pytest
 
 from gptlab import ngram
 from gptlab.errors import DataError
-from gptlab.ngram import DISCOUNT, Ruler, counted_bigram, kneser_ney, measure, ruler
+from gptlab.ngram import DISCOUNT, counted_bigram, kneser_ney, measure, ruler
 
 
 def zipf_walk(n: int, vocab: int, seed: int) -> np.ndarray:
@@ -110,28 +110,6 @@ def test_a_full_vocabulary_at_the_highest_order_does_not_overflow() -> None:
 def test_too_short_a_split_is_refused() -> None:
     with pytest.raises(DataError, match="2 tokens"):
         measure(np.arange(5), np.arange(1), 5)
-
-
-RULER = Ruler((3.0, 2.0, 1.0), (3.1, 2.4, 2.5), 2.0, 2.4, 1.9, 100, 50)
-
-
-@pytest.mark.parametrize(
-    ("loss", "order", "sentence"),
-    [
-        (3.5, None, "not yet the 1-gram (3.10)"),
-        (2.45, 1, "beats the 1-gram (3.10), not yet the 2-gram (2.40)"),  # below the 3-gram, not below the 2-gram
-        (2.3, 3, "beats the 3-gram (2.50), the longest of the ruler"),
-        (math.nan, None, "not yet the 1-gram (3.10)"),
-    ],
-)
-def test_it_says_which_order_a_loss_beats(loss: float, order: int | None, sentence: str) -> None:
-    assert RULER.beaten(loss) == order
-    assert RULER.sentence(loss) == sentence
-
-
-def test_its_lines_are_its_validation_losses() -> None:
-    assert RULER.lines() == [("1-gram", 3.1), ("2-gram", 2.4), ("3-gram", 2.5)]
-    assert "100 tokens" in RULER.describe()
 
 
 @dataclass

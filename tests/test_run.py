@@ -101,7 +101,7 @@ def test_a_run_leaves_everything_that_it_should(unbroken: Path) -> None:
     assert told["val_loss"] == last[-1]["val/loss"]
     assert told["val_bpb"] == last[-1]["val/bpb"]
     assert told["best_val_loss"] == min(row["val/loss"] for row in last)
-    assert {"torch", "python", "cores"} <= told["hardware"].keys()
+    assert {"gptlab", "torch", "python"} <= told["versions"].keys()
     assert told["parameters"] > 0
     assert told["flops_per_token"] > 6 * told["parameters"] * 0.5
     assert [row["step"] for row in tiny.rows(unbroken, "samples.jsonl")] == [6, 12]

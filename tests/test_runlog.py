@@ -253,7 +253,7 @@ def history(run_dir: Path) -> list[dict[str, Any]]:
 
 def start(run_dir: Path, watcher: Watcher, logger: str = "auto") -> RunLog:
     run_dir.mkdir(exist_ok=True)
-    about: dict[str, Any] = {"name": "n", "config": {"model": {"attention": {"name": "flash"}}}}
+    about: dict[str, Any] = {"name": "n", "project": "p", "config": {"model": {"attention": {"name": "flash"}}}}
     return RunLog(run_dir, display=watcher, wandb=open_wandb(logger, run_dir, note=watcher.note, **about))
 
 
@@ -339,7 +339,7 @@ def test_a_wandb_that_was_asked_for_and_is_not_there_is_said_loudly(
 
 def test_an_unknown_logger_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Did you mean 'wandb'"):
-        open_wandb("wandbb", tmp_path, name="n", config={}, note=print)
+        open_wandb("wandbb", tmp_path, name="n", project="p", config={}, note=print)
 
 
 @pytest.mark.parametrize("where", ["environment", "netrc"])

@@ -10,7 +10,9 @@ import tiny
 import torch
 import torch.nn as nn
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 
+from gptlab import trainer
 from gptlab.errors import TrainingError
 from gptlab.trainer import Actions, Batch, TrainState, train, train_step
 
@@ -248,7 +250,7 @@ def test_what_is_due_happens_on_time_and_everything_at_the_end() -> None:
     notes = Notes()
     assert train(state, batch_of, notes.actions(), lambda pace: {"mfu": 0.5}) == "done"
     assert [row["step"] for row in notes.rows] == [1, 3, 5, 6, 7]
-    assert notes.called == ["save", "evaluate", "evaluate", "sample", "save"]
+    assert notes.called == ["save", "evaluate", "evaluate", "save", "sample"]
     assert [row["tokens"] for row in notes.rows] == [4 * 8 * row["step"] for row in notes.rows]
     assert "tokens_per_second" not in notes.rows[0]
     assert notes.rows[1]["mfu"] == 0.5
@@ -278,3 +280,11 @@ def test_a_step_on_a_gpu_never_waits_for_it() -> None:
         train_step(state, batch_of(1))
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_fp16_that_overflows_at_any_scale_ends_the_training() -> None:
+    state = tiny.state()
+    state.precision = "fp16"
+    state.scaler = GradScaler("cpu", init_scale=2.0**-11)
+    with pytest.raises(TrainingError, match="overflow at any loss scale"):
+        trainer._refuse_nonfinite(state)

@@ -51,18 +51,19 @@ class KVCache:
 
 
 class Replay:
-    """The inputs seen so far, fed again at every call: right for any attention without a memory of its own."""
+    """The newest `max_len` inputs, fed again at every call: right for any attention without a memory of its own."""
 
-    def __init__(self) -> None:
-        self.x: Tensor | None = None
-        self.positions: Tensor | None = None
+    def __init__(self, max_len: int) -> None:
+        self.max_len = max_len
+        self.held: tuple[Tensor, Tensor] | None = None
 
     def run(
         self, attention: Callable[[Tensor, Context], Tensor], x: Float[Tensor, "B T C"], context: Context
     ) -> Float[Tensor, "B T C"]:
-        """What `attention` gives the last T tokens after all those before them."""
-        new = x.shape[1]
-        self.x = x if self.x is None else torch.cat((self.x, x), dim=1)
-        past = self.positions
-        self.positions = context.positions if past is None else torch.cat((past, context.positions), dim=1)
-        return attention(self.x, replace(context, positions=self.positions))[:, -new:]
+        """What `attention` gives the last T tokens after those before them."""
+        n_new, positions = x.shape[1], context.positions
+        if self.held is not None:
+            x, positions = (torch.cat(pair, dim=1) for pair in zip(self.held, (x, positions), strict=True))
+        drop = max(0, x.shape[1] - max(self.max_len, n_new))
+        self.held = (x[:, drop:], positions[:, drop:])
+        return attention(self.held[0], replace(context, positions=self.held[1]))[:, -n_new:]

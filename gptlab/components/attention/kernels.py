@@ -19,6 +19,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from gptlab.components.attention.plan import Plan
 from gptlab.errors import ConfigError
+from gptlab.hardware import has_compiler
 
 Q = Float[Tensor, "B H T D"]
 KV = Float[Tensor, "B G S D"]
@@ -41,13 +42,13 @@ class Kernel:
             able = sorted(ATTENTION_OF[kernel.name] for kernel in KERNELS if plan.needs() <= kernel.can)
             raise ConfigError(
                 f"attention {ATTENTION_OF[self.name]!r} cannot do {' or '.join(missing)}: "
-                f"choose model/attention={' or '.join(able)}, or leave {' and '.join(missing)} out."
+                f"choose model/attention={' or '.join(able)}, or {' and '.join(map(_do_without, missing))}."
             )
 
 
 def attend_math(q: Q, k: KV, v: KV, plan: Plan, q_pos: QPos, k_pos: KPos, dropout: float) -> Q:
     """The definition. Scores are kept whole, (B, H, T, S); the softmax is taken in float32 at least."""
-    k, v = (x.repeat_interleave(plan.n_group, dim=1) for x in (k, v))
+    k, v = _for_each_query_head(k, v, plan)
     scores = (q @ k.transpose(-2, -1)).to(torch.promote_types(q.dtype, torch.float32)) * plan.scale
     if plan.softcap is not None:
         scores = plan.softcap * torch.tanh(scores / plan.softcap)
@@ -67,9 +68,10 @@ def attend_sdpa(q: Q, k: KV, v: KV, plan: Plan, q_pos: QPos, k_pos: KPos, dropou
     mask = None
     if plan.terms or not reaches_all or not (fresh or n_new == 1):
         mask = _dense_mask(q, plan, q_pos, k_pos)
+        k, v = _for_each_query_head(k, v, plan)  # with a mask, CUDA's fused kernels take no groups
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None and fresh, scale=plan.scale,
-        enable_gqa=plan.n_group > 1,
+        enable_gqa=k.shape[1] < q.shape[1],
     )  # fmt: skip
 
 
@@ -90,7 +92,8 @@ def attend_flex(q: Q, k: KV, v: KV, plan: Plan, q_pos: QPos, k_pos: KPos, dropou
     def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return plan.visible(q_at[b, i], k_at[b, j])
 
-    blocks = create_block_mask(visible, q.shape[0], None, q.shape[2], k.shape[2], device=str(q.device))
+    n_masks = q.shape[0] if q_pos.shape[0] > 1 else None  # one mask for all sequences, where they stand alike
+    blocks = create_block_mask(visible, n_masks, None, q.shape[2], k.shape[2], device=str(q.device))
     attend: Any = flex_attention if torch.compiler.is_compiling() else _flex_on(q.device.type)
     y: Tensor = attend(
         q, k, v, score_mod=score if plan.needs() & {"softcap", "terms"} else None, block_mask=blocks, scale=plan.scale,
@@ -112,6 +115,24 @@ def _grid(q: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor, Tens
     return head, q_pos[:, None, :, None], k_pos[:, None, None, :]
 
 
+def _for_each_query_head(k: Tensor, v: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+    """Keys and values of grouped heads, repeated for each query head of the group."""
+    if plan.n_group == 1:
+        return k, v
+    return k.repeat_interleave(plan.n_group, dim=1), v.repeat_interleave(plan.n_group, dim=1)
+
+
+def _do_without(word: str) -> str:
+    return "set model.attention.dropout=0" if word == "dropout" else f"leave {word} out"  # model.dropout counts too
+
+
+def substitute(kernel: Kernel, device: torch.device) -> str | None:
+    """One line where another kernel trains in place of this one on a device; None where it trains itself."""
+    if kernel is FLEX and device.type != "cuda":
+        return f"torch has no backward pass of FlexAttention on {device.type}: attention trains by its math kernel."
+    return None
+
+
 def _dense_mask(q: Tensor, plan: Plan, q_pos: Tensor, k_pos: Tensor) -> Tensor:
     """Mask and terms as SDPA takes them: boolean where there are no terms, else logits with -inf for what is hidden."""
     head, q_at, k_at = _grid(q, q_pos, k_pos)
@@ -128,7 +149,7 @@ def _flex_can_run(q: Tensor) -> bool:
 @functools.cache
 def _flex_on(device_type: str) -> Callable[..., Any]:
     """FlexAttention outside a compiled model: compiled by itself on CUDA; on a CPU decoding does without, knowingly."""
-    if device_type == "cuda":
+    if device_type == "cuda" and has_compiler(torch.device(device_type)):
         return torch.compile(flex_attention)
     warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
     return flex_attention

@@ -53,7 +53,9 @@ class Mean(Attention):
         cache = cache or RunningSum()
         v = self.v(x)
         n_new = x.shape[1]
-        sums = torch.ones(n_new, n_new, device=x.device, dtype=v.dtype).tril() @ v + cache.total
+        sums = (torch.ones(n_new, n_new, device=x.device, dtype=v.dtype).tril() @ v).to(
+            self.v.weight.dtype
+        ) + cache.total
         counts = torch.arange(cache.count + 1, cache.count + n_new + 1, device=x.device)
         cache.total, cache.count = sums[:, -1:], cache.count + n_new
         return self.proj((sums / counts[:, None]).to(v.dtype))

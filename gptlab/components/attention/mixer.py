@@ -45,4 +45,4 @@ class Attention(nn.Module):
 
     def new_cache(self, batch_size: int, max_len: int) -> Any:
         """An empty memory for `max_len` tokens. This one feeds all inputs again at every call: right, and slow."""
-        return Replay()
+        return Replay(max_len)
