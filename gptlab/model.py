@@ -16,7 +16,7 @@ import gptlab.components  # noqa: F401  (registers the variants)
 from gptlab import registry
 from gptlab.components.attention import Attention
 from gptlab.components.block import Block, Parts
-from gptlab.components.context import Cache, Context
+from gptlab.components.context import Cache, Context, Replay
 from gptlab.components.position import Position
 from gptlab.components.shape import Shape
 from gptlab.config import ModelConfig, as_spec
@@ -79,7 +79,13 @@ class GPT(nn.Module):
 
     def new_cache(self, batch_size: int, max_len: int) -> Cache:
         """An empty memory for decoding: each layer's attention makes what it needs to remember `max_len` tokens."""
-        return Cache([cast(Block, block).attention.new_cache(batch_size, max_len) for block in self.blocks])
+        makers = (getattr(attention, "new_cache", None) for attention in self.attentions)
+        return Cache([make(batch_size, max_len) if make else Replay(max_len) for make in makers])
+
+    @property
+    def attentions(self) -> list[nn.Module]:
+        """The attention of each layer."""
+        return [cast(Block, block).attention for block in self.blocks]
 
     def n_parameters(self) -> int:
         """All parameters, each counted once."""

@@ -12,6 +12,7 @@ import torch
 
 from gptlab import checkpoint, data, ngram, registry, report, rundir, rundirs
 from gptlab.compiling import maybe_compile
+from gptlab.components.attention import trait
 from gptlab.components.attention.kernels import substitute
 from gptlab.components.attention.softmax import SoftmaxAttention
 from gptlab.config import ModelConfig, RunConfig, require, to_dict
@@ -296,6 +297,12 @@ class Run:
         device, peak = self.state.device, peak_flops(self.state.device)
         kernels = {module.kernel for module in self.state.model.modules() if isinstance(module, SoftmaxAttention)}
         notes = [line for kernel in kernels if (line := substitute(kernel, device))]
+        model = self.state.model
+        silent = {type(a).__name__ for a in model.attentions if trait(a, "honours") is None}
+        if silent and model.position.acts - {"embed"}:
+            notes.append(
+                f"note    {', '.join(sorted(silent))}: honours is not declared, so the position may have no effect"
+            )
         if peak and self.flops and self.state.precision != "fp32":
             notes.append(f"mfu     tokens/s x {self.flops / 1e6:,.1f} MFLOP per token / {peak / 1e12:,.0f} TFLOP/s")
         return notes

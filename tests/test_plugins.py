@@ -93,7 +93,9 @@ FLAWS = {
     ),
     "the_loss_compiles_whole_and_once": flawed("mean(self.v(x)) if float(x.sum()) > 1e9 else mean(self.v(x)) * 2"),
     "bf16_stays_near_the_definition": flawed("mean((self.v(x) + 300) - 300)"),
-    "a_position_that_is_accepted_has_an_effect": flawed("mean(self.v(x))").replace("honours =", "unsaid ="),
+    "a_position_that_is_accepted_has_an_effect": flawed("mean(self.v(x))").replace(
+        "frozenset()", 'frozenset({"rotate", "terms"})'
+    ),
     "a_relative_position_sees_distances_alone": flawed("mean(self.v(x)) * (1 + context.positions[..., None])"),
 }
 
@@ -146,6 +148,22 @@ def test_a_mixer_that_tells_order_by_itself_is_not_held_to_having_none(tmp_path:
     for name, source in (("shifted", shifted), ("by_position", by_position)):
         _load(tmp_path, source.replace('"flawed"', f'"{name}"').replace("class Flawed", f"class {name}"), f"{name}.py")
         assert [v for v in check([("attention", name)]) if not v.holds] == []
+
+
+def test_a_plain_module_that_says_nothing_of_itself_is_held_to_the_laws_and_decoded(tmp_path: Path) -> None:
+    plain = (
+        flawed("mean(self.v(x))")
+        .replace("(Attention)", "(nn.Module)")
+        .replace("__init__(shape, position)", "__init__()")
+    )
+    for said in ("honours = frozenset()", "orderless = True"):
+        plain = plain.replace(said, "pass")
+    _load(tmp_path, plain)
+    verdicts = list(check([("attention", "flawed")]))
+    assert {v.law for v in verdicts} >= {"cached_is_uncached", "future_tokens_do_not_change_the_past"}
+    assert [v for v in verdicts if not v.holds] == []
+    for block in registry.names("block"):
+        assert GPT(ModelConfig(vocab_size=5, attention="flawed", block=block)).new_cache(1, 8).layers
 
 
 def test_every_law_has_a_flaw_that_breaks_it() -> None:

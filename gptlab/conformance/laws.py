@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from gptlab import registry
+from gptlab.components.attention import trait
 from gptlab.components.attention.kernels import KERNELS, MATH
 from gptlab.components.context import Cache
 from gptlab.config import as_spec
@@ -18,7 +19,6 @@ from gptlab.conformance.probes import (
     LawBroken,
     at_least,
     at_most,
-    attentions,
     bf16_error,
     declared_inert,
     difference,
@@ -83,11 +83,11 @@ def _knows_no_order(case: Case) -> bool:
     """Whether nothing but the position encoding can tell the order of tokens."""
     if case.slot == "position" and not is_none(case.config.position):
         return False
-    return _mixes_without_order(case) and all(a.reach is None for a in attentions(case.model(noise=0)))
+    return _mixes_without_order(case) and all(trait(a, "reach") is None for a in case.model(noise=0).attentions)
 
 
 def _mixes_without_order(case: Case) -> bool:
-    return all(a.orderless for a in attentions(case.model(noise=0)))
+    return all(trait(a, "orderless") for a in case.model(noise=0).attentions)
 
 
 @law()
@@ -117,11 +117,13 @@ def no_gradient_flows_from_the_past_to_the_future(case: Case) -> str:
     return f"largest gradient {worst:.1e}"
 
 
-@law(lambda case: case.slot == "attention" and any(a.reach is not None for a in attentions(case.model(noise=0))))
+@law(
+    lambda case: case.slot == "attention" and any(trait(a, "reach") is not None for a in case.model(noise=0).attentions)
+)
 def a_token_looks_back_exactly_as_far_as_it_says(case: Case) -> str:
     """Of one layer, the last token feels the `reach` newest tokens, itself included, and no other."""
     model = case.model(n_layer=1)
-    reach = next(a.reach for a in attentions(model) if a.reach is not None)
+    reach = next(reach for a in model.attentions if (reach := trait(a, "reach")) is not None)
     felt = influence(model, case.tokens(), case.config.block_size - 1)
     at_most(float(felt[:-reach].max()), EXACT, f"the last token feels one {reach} or more back: look at the window")
     at_least(float(felt[-reach]), EXACT, f"the last token does not feel the one {reach - 1} back: look at the window")
@@ -154,7 +156,11 @@ def without_position_the_order_of_the_past_does_not_matter(case: Case) -> str:
     return f"largest change {moved:.1e}"
 
 
-@law(lambda case: not is_none(case.config.position))
+def _says_what_it_honours(case: Case) -> bool:
+    return all(trait(a, "honours") is not None for a in case.model(noise=0).attentions)
+
+
+@law(lambda case: not is_none(case.config.position) and _says_what_it_honours(case))
 def a_position_that_is_accepted_has_an_effect(case: Case) -> str:
     """The same weights without the position encoding give other logits."""
     tokens = case.tokens()
@@ -198,7 +204,7 @@ def cached_is_uncached(case: Case) -> str:
     tokens = case.tokens(limit or case.config.block_size + 6)
     whole, total = logits_of(model, tokens), tokens.shape[1]
     feeds = {"at once": [total], "one by one": [1] * total, "in chunks of 7, 1, 1, 5, ...": [7, 1, 1, 5, total - 14]}
-    reaches = [attention.reach for attention in attentions(model)]
+    reaches = [trait(attention, "reach") for attention in model.attentions]
     enough = [total, max(reaches)] if reaches and all(reaches) else [total]  # a window needs no more memory than itself
     for max_len in enough:
         for how, feed in feeds.items():

@@ -72,11 +72,6 @@ def influence(model: GPT, tokens: Tensor, i: int) -> Tensor:
     return gradient.abs().amax(dim=(0, 2))
 
 
-def attentions(model: GPT) -> list[Any]:
-    """The attention of each layer."""
-    return [block.attention for block in model.blocks]
-
-
 def softmax_mixers(model: GPT) -> list[SoftmaxAttention]:
     """The attentions that compute a plan on a kernel."""
     return [module for module in model.modules() if isinstance(module, SoftmaxAttention)]

@@ -19,11 +19,12 @@ from gptlab.registry import label
 class Attention(nn.Module):
     """Base of every attention. A variant is built as `Variant(shape, position, *, options)`.
 
-    `honours` names the position hooks that the variant calls; a position that acts in any other is refused here.
+    `honours` names the position hooks that the variant calls: a position that acts in any other is refused, and one
+    that acts in these must have an effect. A variant that does not say is given any position, and the run says so.
     Output i may depend on inputs 0..i alone, and on no other sequence of the batch.
     """
 
-    honours: ClassVar[frozenset[str]] = frozenset({"rotate", "terms"})
+    honours: ClassVar[frozenset[str] | None] = None
     absent: ClassVar[bool] = False  # true: the block leaves the whole sublayer out
     orderless: ClassVar[bool] = False  # true, and held to it: without a position encoding, order makes no difference
     reach: int | None = None  # tokens back that a token may look, itself included; None: all
@@ -31,7 +32,7 @@ class Attention(nn.Module):
 
     def __init__(self, shape: Shape, position: Position) -> None:
         super().__init__()
-        ignored = position.acts - {"embed"} - self.honours
+        ignored = position.acts - {"embed"} - (position.acts if self.honours is None else self.honours)
         if ignored:
             mine, its = label("attention", self), label("position", position)
             raise ConfigError(
@@ -46,3 +47,8 @@ class Attention(nn.Module):
     def new_cache(self, batch_size: int, max_len: int) -> Any:
         """An empty memory for `max_len` tokens. This one feeds all inputs again at every call: right, and slow."""
         return Replay(max_len)
+
+
+def trait(attention: nn.Module, name: str) -> Any:
+    """What an attention says of itself; the default of the contract for a plain module that does not say."""
+    return getattr(attention, name, getattr(Attention, name))

@@ -22,6 +22,7 @@ class SoftmaxAttention(Attention):
     """Softmax attention; a subclass names the kernel. Its options exist for every kernel that can do them."""
 
     kernel: ClassVar[Kernel]
+    honours = frozenset({"rotate", "terms"})
     orderless = True
     examples: ClassVar[dict[str, object]] = {"qk_norm": "rmsnorm", "softcap": 2.0}  # values with which an option shows
 

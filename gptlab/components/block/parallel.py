@@ -8,6 +8,7 @@ import torch.nn as nn
 from jaxtyping import Float
 from torch import Tensor
 
+from gptlab.components.attention import trait
 from gptlab.components.block.wiring import Block, Parts
 from gptlab.components.context import Context
 from gptlab.components.shape import Shape
@@ -20,7 +21,7 @@ class Parallel(Block):
 
     def __init__(self, shape: Shape, parts: Parts) -> None:
         super().__init__(shape, parts)
-        present = not (parts.attention.absent and getattr(parts.mlp, "absent", False))
+        present = not (trait(parts.attention, "absent") and getattr(parts.mlp, "absent", False))
         self.norm = parts.norm() if present else nn.Identity()
 
     def forward(self, x: Float[Tensor, "B T C"], context: Context, cache: Any = None) -> Float[Tensor, "B T C"]:
