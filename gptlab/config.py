@@ -57,15 +57,15 @@ class ModelConfig:
 class TrainerConfig:
     """How long, how much at a time, how often to look, and on what."""
 
-    steps: int = 600  # optimizer steps
+    steps: int = 500  # optimizer steps
     batch_size: int = 32  # sequences in a micro-batch
     accumulate: int = 1  # micro-batches in a step
     clip: float = 1.0  # largest gradient norm; 0 = no clipping
     log_every: int = 10  # steps
-    eval_every: int = 200  # steps; 0 = only at the end
-    save_every: int = 200  # steps; 0 = only at the end
+    eval_every: int = 250  # steps; 0 = only at the end
+    save_every: int = 250  # steps; 0 = only at the end
     keep: int = 2  # newest checkpoints kept
-    sample_every: int = 200  # steps; 0 = only at the end
+    sample_every: int = 250  # steps; 0 = only at the end
     sample_tokens: int = 300  # length of a sample
     sample_prompt: str = ""  # what a sample begins with; empty: the border between two documents
     sample_temperature: float = 0.8
