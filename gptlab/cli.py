@@ -36,8 +36,9 @@ sweeps: set[Path] = set()  # their directories
 
 def run_hydra(argv: Sequence[str]) -> None:
     """Compose and train what `argv` says. Raises GptlabError for what is wrong in it."""
-    arguments = sorted((_alias(argument) for argument in argv), key=_is_override)  # argparse wants flags together
+    arguments = [_alias(argument) for argument in argv]
     words = [argument for argument in arguments if _is_override(argument)]
+    flags = [argument for argument in arguments if not _is_override(argument)]  # last: one may take a value, or none
     explain.refuse_odd(words)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, who have a line for each
     failures.clear()
@@ -48,7 +49,7 @@ def run_hydra(argv: Sequence[str]) -> None:
         register_schemas(_plugins_of(arguments, overrides))
         fixed = ",".join(o.key_or_group for o in overrides if not o.is_sweep_override())
         more = [*_resumed_variants(overrides), f"hydra.job.config.override_dirname.exclude_keys=[{fixed}]"]
-        sys.argv = ["gptlab train", *arguments, *more]
+        sys.argv = ["gptlab train", *words, *more, *flags]
         hydra.main(version_base="1.3", config_path=str(conf_dir.find()), config_name="train")(point)()
     except (HydraException, OmegaConfBaseException) as error:
         raise explain.in_a_line(error, words) from error

@@ -264,6 +264,8 @@ def summarize(summary: Row) -> list[tuple[str, str]]:
     best = summary.get("best_val_loss", summary.get("val_loss"))
     if best is not None and (place := place_on_ruler(best, ruler)):
         lines.insert(len([label for label, _ in lines if label in RESULTS]), ("n-gram ruler", place))
+    if summary.get("run_dir") is not None and summary.get("status") in ("interrupted", "failed"):
+        lines.append(("go on", f"python -m gptlab.train resume={shlex.quote(str(summary['run_dir']))}"))
     if summary.get("run_dir") is not None:
         lines.append(("sample from it", f"python -m gptlab.sample {shlex.quote(str(summary['run_dir']))}"))
     return lines

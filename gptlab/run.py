@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -77,7 +78,7 @@ def go_on(wanted: str, changes: Mapping[str, Any]) -> tuple[Status, Path]:
 def check(config: RunConfig) -> None:
     """Build everything without storage and text: what cannot be is refused before a file is read or written."""
     choose_precision(config.trainer.precision, choose_device(config.trainer.device))
-    with torch.device("meta"):
+    with torch.device("meta"), contextlib.suppress(RuntimeError):  # a part that needs storage is built with it, later
         GPT(ModelConfig(**{**vars(config.model), "vocab_size": config.model.vocab_size or 1}))
     registry.build("optimizer", config.optimizer, [{"params": [torch.nn.Parameter(torch.zeros(1))]}])
     registry.build("schedule", config.schedule, config.trainer.steps)

@@ -13,7 +13,9 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="gptlab sample", description=__doc__.partition(": ")[2])
     parser.add_argument("run", help="a run directory, or latest")
     parser.add_argument("--prompt", default="", help="what the text begins with; empty: the border between documents")
-    parser.add_argument("--tokens", type=int, default=300, help="new tokens (default 300)")
+    parser.add_argument(
+        "--tokens", type=int, help="new tokens (default 300, or as many as the position encoding allows)"
+    )
     parser.add_argument("--temperature", type=float, help="0: always the likeliest token (default 0.8)")
     parser.add_argument("--greedy", action="store_true", help="the same as --temperature 0")
     parser.add_argument("--top-k", type=int, help="draw from the k likeliest tokens")

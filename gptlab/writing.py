@@ -17,7 +17,7 @@ from gptlab.tokenizer import Tokenizer
 
 def write(options: argparse.Namespace, out: TextIO) -> None:
     """Write the texts that `gptlab sample` was asked for; a single one token by token."""
-    require(options.tokens >= 1, f"--tokens must be at least 1, but is {options.tokens}.")
+    require(options.tokens is None or options.tokens >= 1, f"--tokens must be at least 1, but is {options.tokens}.")
     require(options.samples >= 1, f"--samples must be at least 1, but is {options.samples}.")
     require(options.batch >= 1, f"--batch must be at least 1, but is {options.batch}.")
     require(options.stop != "", "--stop must hold at least one character: leave it out to stop nowhere.")
@@ -31,11 +31,13 @@ def write(options: argparse.Namespace, out: TextIO) -> None:
     model, tokenizer = load(options.run, note=lambda line: print(line, file=sys.stderr))
     model.to(device)
     prompt = prompt_ids(tokenizer, options.prompt)
-    check_length(model, len(prompt), options.tokens)
+    limit = model.position.limit
+    n_tokens = options.tokens or max(1, min(300, 300 if limit is None else limit + 1 - len(prompt)))
+    check_length(model, len(prompt), n_tokens)
     show = harmless if out.isatty() else str
     for first in range(0, options.samples, options.batch):
         seeds = [options.seed + i for i in range(first, min(first + options.batch, options.samples))]
-        drawn = generate(model, prompt, options.tokens, draw=draw, seeds=seeds)
+        drawn = generate(model, prompt, n_tokens, draw=draw, seeds=seeds)
         texts = continuations(tokenizer, drawn, len(seeds), options.stop)
         if len(seeds) == 1:
             _print_stream(texts, options.prompt, first, options.samples, out)

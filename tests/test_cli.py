@@ -181,6 +181,12 @@ def test_info_and_cfg_print_and_train_nothing(capfd: pytest.CaptureFixture[str])
     assert os.listdir() == ["text.txt"]
 
 
+@pytest.mark.parametrize("words", [["--info"], ["model=llama", "--info"], ["--info", "model=llama"]])
+def test_info_needs_no_value(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_train", lambda composed: pytest.fail("--info trains nothing"))
+    cli.run_hydra(words)
+
+
 def test_flags_may_stand_between_settings() -> None:
     assert tiny.run("seed=3", "--cfg", "job", "name=here").code == 0
 

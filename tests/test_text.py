@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import gzip
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -215,3 +216,9 @@ def test_a_large_file_is_read_a_block_at_a_time(tmp_path: Path, monkeypatch: pyt
     read: Iterator[tuple[bool, str]] = source(path).documents()
     assert next(read) == (True, "x" * 100)
     assert all(len(piece) <= 100 and not begins for begins, piece in read)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="is neither"):
+        build("data", {"name": "text", "path": str(tmp_path / "pipe")}).files  # noqa: B018
