@@ -14,6 +14,8 @@ from gptlab.rundir import load
 from gptlab.sampling import Draw, check_length, generate, prompt_ids
 from gptlab.tokenizer import Tokenizer
 
+N_TOKENS = 300  # a text's length where none is asked for
+
 
 def write(options: argparse.Namespace, out: TextIO) -> None:
     """Write the texts that `gptlab sample` was asked for; a single one token by token."""
@@ -31,8 +33,8 @@ def write(options: argparse.Namespace, out: TextIO) -> None:
     model, tokenizer = load(options.run, note=lambda line: print(line, file=sys.stderr))
     model.to(device)
     prompt = prompt_ids(tokenizer, options.prompt)
-    limit = model.position.limit
-    n_tokens = options.tokens or max(1, min(300, 300 if limit is None else limit + 1 - len(prompt)))
+    room = N_TOKENS if model.position.limit is None else model.position.limit + 1 - len(prompt)
+    n_tokens = options.tokens or max(1, min(N_TOKENS, room))  # where there is no room at all, the next line says so
     check_length(model, len(prompt), n_tokens)
     show = harmless if out.isatty() else str
     for first in range(0, options.samples, options.batch):
