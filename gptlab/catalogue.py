@@ -62,13 +62,18 @@ def _registrations(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
 
 
 def _options(node: ast.ClassDef, classes: dict[str, ast.ClassDef], hints: dict[str, ast.expr]) -> tuple[Written, ...]:
-    """The keyword-only arguments of the class's `__init__`, or of the nearest base's that has one."""
-    for item in node.body:
-        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-            given = zip(item.args.kwonlyargs, item.args.kw_defaults, strict=True)
-            return tuple(_written(argument, default, hints) for argument, default in given)
+    """The keyword-only arguments of the class's `__init__`; without one, or after `**options`, those of its base."""
+    init = next((item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"), None)
+    own: tuple[Written, ...] = ()
+    if init is not None:
+        given = zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True)
+        own = tuple(_written(argument, default, hints) for argument, default in given)
+        if init.args.kwarg is None:
+            return own
     bases = (classes[base.id] for base in node.bases if isinstance(base, ast.Name) and base.id in classes)
-    return next((found for base in bases if base is not node and (found := _options(base, classes, hints))), ())
+    rest = next((found for base in bases if base is not node and (found := _options(base, classes, hints))), ())
+    names = {option.name for option in own}
+    return own + tuple(option for option in rest if option.name not in names)
 
 
 def _written(argument: ast.arg, default: ast.expr | None, hints: dict[str, ast.expr]) -> Written:

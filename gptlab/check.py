@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 
 from gptlab import exits
@@ -18,14 +19,21 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--all", action="store_true", help="every registered variant")
     parser.add_argument("--cases", action="store_true", help="a row for every case, not only for the broken ones")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="variants at a time")
     options = parser.parse_args(argv)
     from rich.console import Console
+    from rich.progress import track
 
     from gptlab import conformance
 
-    with Console(stderr=True).status("building the cases") as status:
-        variants = conformance.choose(options.names, options.all)
-        verdicts = list(conformance.check(variants, watch=status.update))
+    variants = conformance.choose(options.names, options.all)
+    jobs = max(1, min(options.jobs, len(variants)))
+    groups = conformance.check_side_by_side(variants, conformance.plugins_in(options.names), jobs)
+    if jobs == 1:
+        groups = (list(conformance.check([variant])) for variant in variants)
+    shown = track(groups, "holding to the laws", len(variants), console=Console(stderr=True), transient=True)
+    order = {f"{slot}/{name}": number for number, (slot, name) in enumerate(variants)}
+    verdicts = sorted((verdict for group in shown for verdict in group), key=lambda v: order[v.variant])
     broken = [verdict for verdict in verdicts if not verdict.holds]
     if options.json:
         print(json.dumps([verdict.to_dict() for verdict in verdicts], indent=1))

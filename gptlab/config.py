@@ -26,11 +26,20 @@ class ModelConfig:
     dropout: float = 0.0  # probability, on embeddings, attention weights and what a sublayer adds
     bias: bool = False  # in every linear layer whose variant does not say otherwise
     tie_weights: bool = False  # the head is the embedding's matrix
+    head_bias: bool = False  # in the head
+    embedding_size: int | None = None  # width of embedding and head, a projection to and from n_embd; null: n_embd
+    embedding_scale: Any = 1.0  # factor of the embeddings; sqrt: sqrt(n_embd)
+    embedding_norm: Any = None  # a norm of the embeddings, positions included; null: none
+    logit_scale: float = 1.0  # factor of the logits
+    logit_softcap: float | None = None  # bound c of the logits, c tanh(logit / c); null: none
+    z_loss: float = 0.0  # weight of the mean squared log of the softmax's denominator; 0 = none
+    document_mask: bool = False  # a token sees its own document alone, and positions restart with it
+    separator: int | None = None  # the id that ends a document, for document_mask; null: the tokenizer's
     init_std: float = 0.02  # of linear and embedding weights
-    attention: Any = "vanilla"
+    attention: Any = "softmax"
     position: Any = "rope"
     norm: Any = "rmsnorm"
-    mlp: Any = "gelu"
+    mlp: Any = "plain"
     block: Any = "prenorm"
     layers: list[Any] = field(default_factory=list)  # [{at: "1::2", attention: {window: 64}}, ...]
 
@@ -39,7 +48,19 @@ class ModelConfig:
             require(getattr(self, name) >= 1, f"model.{name} must be at least 1, but is {getattr(self, name)}.")
         require(self.n_layer >= 0, f"model.n_layer must be 0 or more, but is {self.n_layer}. 0 is a bigram model.")
         require(0 <= self.dropout < 1, f"model.dropout is a probability in [0, 1), but is {self.dropout}.")
-        require(self.init_std > 0, f"model.init_std must be above 0, but is {self.init_std}.")
+        for name in ("init_std", "logit_scale", "logit_softcap", "embedding_size"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"model.{name} must be above 0, but is {value}.")
+        require(self.z_loss >= 0, f"model.z_loss must be 0 or more, but is {self.z_loss}.")
+        number = isinstance(self.embedding_scale, int | float) and self.embedding_scale > 0
+        require(
+            number or self.embedding_scale == "sqrt",
+            f"model.embedding_scale must be a number above 0 or sqrt, but is {self.embedding_scale!r}.",
+        )
+        require(
+            self.separator is None or self.document_mask,
+            f"model.separator={self.separator} ends documents for model.document_mask, which is off: turn it on.",
+        )
 
     def slots_of_layers(self) -> list[dict[str, Any]]:
         """For each layer, slot -> spec, with the overrides of `layers` applied in their order."""

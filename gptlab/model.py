@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -14,10 +15,11 @@ from torch import Tensor
 
 import gptlab.components  # noqa: F401  (registers the variants)
 from gptlab import registry
-from gptlab.components.attention import Attention
+from gptlab.components.attention import Attention, trait
 from gptlab.components.block import Block, Parts
 from gptlab.components.context import Cache, Context, Replay
 from gptlab.components.position import Position
+from gptlab.components.scale import Softcap, scaled
 from gptlab.components.shape import Shape
 from gptlab.config import ModelConfig, as_spec
 from gptlab.errors import ConfigError
@@ -34,7 +36,7 @@ class GPT(nn.Module):
         self.config = config
         build = functools.partial(_build, seed)
         with seeded(seed, "construction"):
-            self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+            self._add_embedding(build, config)
             self.position: Position = build("", "position", config.position, _shape(config))
             self.dropout = nn.Dropout(config.dropout)
             self.blocks = nn.ModuleList(
@@ -43,39 +45,75 @@ class GPT(nn.Module):
             )
             closes = self.blocks[-1].final_norm if self.blocks else False
             self.norm = build("", "norm", config.norm, config.n_embd) if closes else nn.Identity()
-            self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        _check_documents(self, config)
+        initialise(self, seed, config.init_std)
+
+    def _add_embedding(self, build: Callable[..., Any], config: ModelConfig) -> None:
+        """The two ends: ids to the residual stream, and the stream to logits."""
+        assert config.vocab_size is not None
+        width, size = config.n_embd, config.embedding_size or config.n_embd
+        self.token_embedding = nn.Embedding(config.vocab_size, size)
+        self.embedding_proj = nn.Linear(size, width, bias=False) if size != width else nn.Identity()
+        self.head_proj = nn.Linear(width, size, bias=False) if size != width else nn.Identity()
+        self.head = nn.Linear(size, config.vocab_size, bias=config.head_bias)
         if config.tie_weights:
             self.head.weight = self.token_embedding.weight
-        initialise(self, seed, config.init_std)
+        norm = config.embedding_norm
+        self.embedding_norm = nn.Identity() if norm is None else build("embedding_", "norm", norm, width)
+        self.embedding_scale = scaled(math.sqrt(width) if config.embedding_scale == "sqrt" else config.embedding_scale)
+        self.logit_scale = scaled(config.logit_scale)
+        self.logit_softcap = nn.Identity() if config.logit_softcap is None else Softcap(config.logit_softcap)
 
     def forward(self, tokens: Int[Tensor, "B T"], cache: Cache | None = None) -> Float[Tensor, "B T V"]:
         """Logits of the token that follows each of `tokens`, given those before it and those that `cache` holds."""
-        return self.head(self.hidden(tokens, cache)[0])
+        return self.logits(self.hidden(tokens, cache)[0])
 
-    def loss(self, tokens: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum of the cross entropies (nats) over the targets that are not -100, and the losses that parts add."""
+    def loss(
+        self, tokens: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Sum of the cross entropies (nats) over the targets that are not -100; losses to add; numbers to log."""
         hidden, context = self.hidden(tokens)
-        logits = self.head(hidden).float()
+        logits = self.logits(hidden)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
-        return total, context.losses
+        if self.config.z_loss:
+            kept = (targets >= 0).to(logits.dtype)
+            squares = logits.logsumexp(-1).square() * kept
+            context.losses["z_loss"] = self.config.z_loss * squares.sum() / kept.sum().clamp(min=1)
+        return total, context.losses, context.metrics
 
     def hidden(self, tokens: Int[Tensor, "B T"], cache: Cache | None = None) -> tuple[Float[Tensor, "B T C"], Context]:
         """What the head reads."""
-        start = cache.length if cache else 0
-        stop = start + tokens.shape[1]
-        if self.position.limit is not None and stop > self.position.limit:
-            raise ConfigError(
-                f"This position encoding knows {self.position.limit} positions, but token {stop} was asked for: "
-                f"feed fewer tokens, or train with position=rope, alibi or none."
-            )
-        context = Context(positions=torch.arange(start, stop, device=tokens.device)[None])
-        x = self.dropout(self.position.embed(self.token_embedding(tokens), context.positions))
+        context = self.place(tokens, cache)
+        x = self.embedding_scale(self.embedding_proj(self.token_embedding(tokens)))
+        x = self.dropout(self.embedding_norm(self.position.embed(x, context.positions)))
         memories = cache.layers if cache else [None] * len(self.blocks)
         for block, memory in zip(self.blocks, memories, strict=True):
             x = block(x, context, memory)
-        if cache:
-            cache.length = stop
         return self.norm(x), context
+
+    def logits(self, hidden: Float[Tensor, "B T C"]) -> Float[Tensor, "B T V"]:
+        """The head: scaled, then bounded."""
+        return self.logit_softcap(self.logit_scale(self.head(self.head_proj(hidden))))
+
+    def place(self, tokens: Int[Tensor, "B T"], cache: Cache | None = None) -> Context:
+        """Where the tokens stand after those that `cache` has seen, which from now on include them."""
+        cache = cache or Cache([])
+        index = torch.arange(cache.length, cache.length + tokens.shape[1], device=tokens.device)[None]
+        cache.length += tokens.shape[1]
+        if self.position.limit is not None and cache.length > self.position.limit:
+            raise ConfigError(
+                f"This position encoding knows {self.position.limit} positions, but token {cache.length} was asked "
+                "for: feed fewer tokens, or train with position=rope, alibi or none."
+            )
+        if not self.config.document_mask:
+            return Context(index)
+        ends = torch.eq(tokens, self.config.separator or 0).long()  # a separator is the last token of its document
+        documents = cache.document + ends.cumsum(1) - ends
+        begins = (ends * (index + 1)).cummax(1).values.clamp(min=cache.began)  # of the document of the next token
+        began = torch.cat((torch.zeros_like(begins[:, :1]) + cache.began, begins[:, :-1]), dim=1)
+        cache.document, cache.began = documents[:, -1:] + ends[:, -1:], begins[:, -1:]
+        return Context(index - began, documents)
 
     def new_cache(self, batch_size: int, max_len: int) -> Cache:
         """An empty memory for decoding: each layer's attention makes what it needs to remember `max_len` tokens."""
@@ -136,8 +174,22 @@ def _draw_weight(weight: Tensor, seed: int, name: str, std: float) -> None:
 def _shape(config: ModelConfig, layer: int = 0) -> Shape:
     return Shape(
         n_embd=config.n_embd, n_head=config.n_head, block_size=config.block_size, n_layer=config.n_layer, layer=layer,
-        dropout=config.dropout, bias=config.bias,
+        dropout=config.dropout, bias=config.bias, init_std=config.init_std,
     )  # fmt: skip
+
+
+def _check_documents(model: GPT, config: ModelConfig) -> None:
+    """ConfigError where documents are to be kept apart and something cannot."""
+    if not config.document_mask:
+        return
+    if config.separator is None:
+        raise ConfigError("model.document_mask needs the id that ends a document: give model.separator=ID.")
+    for attention in model.attentions:
+        if not (trait(attention, "separates_documents") or trait(attention, "absent")):
+            raise ConfigError(
+                f"attention {registry.label('attention', attention)!r} cannot keep documents apart, as model.document_"
+                "mask=true asks: choose model/attention=softmax, or leave document_mask out."
+            )
 
 
 def _build(seed: int, where: str, slot: str, spec: Any, *args: Any) -> Any:

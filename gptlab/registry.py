@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, make_dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -108,24 +109,16 @@ def name_of(slot: str, spec: str | Mapping[str, Any]) -> str:
 
 
 def options(cls: type) -> dict[str, Option]:
-    """The options of a variant, in the order of its signature. ConfigError for one that has no type."""
-    hints = get_type_hints(cls.__init__, include_extras=True)  # type: ignore[misc]  # reading the signature is the point
-    found = {}
-    for parameter in inspect.signature(cls).parameters.values():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            raise ConfigError(
-                f"{_full_name(cls)}: options are written out by name, so **{parameter.name} cannot be one."
-            )
-        if parameter.kind is not parameter.KEYWORD_ONLY:
-            continue
-        if parameter.name not in hints:
-            raise ConfigError(f"{_full_name(cls)}: option {parameter.name!r} needs a type.")
-        hint = hints[parameter.name]
-        annotated = get_origin(hint) is Annotated
-        kind, meaning = (get_args(hint)[:2]) if annotated else (hint, "")
-        default = MISSING if parameter.default is parameter.empty else parameter.default
-        default = list(default) if isinstance(default, tuple) else default  # as YAML and OmegaConf give it back
-        found[parameter.name] = Option(parameter.name, kind, default, str(meaning))
+    """The options of a variant, in the order of its signature; `**options` stands for those of the class it extends.
+
+    ConfigError for an option that has no type, and for `**options` that no base writes out.
+    """
+    found: dict[str, Option] = {}
+    for owner in _constructors(cls):
+        hints = get_type_hints(vars(owner)["__init__"], include_extras=True)
+        for parameter in inspect.signature(vars(owner)["__init__"]).parameters.values():
+            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in found:
+                found[parameter.name] = _option(cls, parameter, hints)
     return found
 
 
@@ -167,8 +160,8 @@ def schema(slot: str, name: str) -> type:
     fields: list[Any] = [("name", str, field(default=name))]
     for option in options(get(slot, name)).values():
         default = "???" if option.default is MISSING else option.default
-        if isinstance(default, list):
-            fields.append((option.name, Any, field(default_factory=functools.partial(list, default))))
+        if isinstance(default, list | dict):
+            fields.append((option.name, Any, field(default_factory=functools.partial(copy.copy, default))))
         else:
             fields.append((option.name, _omegaconf_type(option.type), field(default=default)))
     return make_dataclass(f"{slot}_{name}", fields, namespace={"variant": (slot, name)})
@@ -184,6 +177,29 @@ def meaning(cls: type) -> str:
     return (inspect.getdoc(cls) or "").partition("\n")[0]
 
 
+def _constructors(cls: type) -> Iterator[type]:
+    """The class whose `__init__` builds `cls`, and those that it hands `**options` on to."""
+    for owner in (base for base in cls.__mro__ if "__init__" in vars(base) and base is not object):
+        if owner.__module__.startswith("torch."):
+            break
+        yield owner
+        parameters = inspect.signature(vars(owner)["__init__"]).parameters.values()
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            return
+    if "__init__" in {name for base in cls.__mro__ if base is not object for name in vars(base)}:
+        raise ConfigError(f"{_full_name(cls)}: options are written out by name, so ** cannot stand for any.")
+
+
+def _option(cls: type, parameter: inspect.Parameter, hints: Mapping[str, Any]) -> Option:
+    if parameter.name not in hints:
+        raise ConfigError(f"{_full_name(cls)}: option {parameter.name!r} needs a type.")
+    hint = hints[parameter.name]
+    kind, meaning = get_args(hint)[:2] if get_origin(hint) is Annotated else (hint, "")
+    default = MISSING if parameter.default is parameter.empty else parameter.default
+    default = list(default) if isinstance(default, tuple) else default  # as YAML and OmegaConf give it back
+    return Option(parameter.name, kind, default, str(meaning))
+
+
 def _full_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
@@ -195,6 +211,8 @@ def _alternatives(kind: Any) -> tuple[Any, ...]:
 def _in_words(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, get_args(kind)))
+    if get_origin(kind) is dict:
+        return "a mapping"
     if get_origin(kind) is list:
         (item,) = get_args(kind)
         return "a list" if item is Any else f"a list of {item.__name__}"
@@ -208,6 +226,8 @@ def _fit(kind: Any, value: Any) -> tuple[bool, Any]:
         return True, value
     if get_origin(kind) is Literal:
         return value in get_args(kind), value
+    if get_origin(kind) is dict:
+        return isinstance(value, dict), value
     if get_origin(kind) is list:
         (item,) = get_args(kind)
         fits = isinstance(value, list | tuple) and all(_fit(item, v)[0] for v in value)

@@ -14,7 +14,7 @@ import torch
 from gptlab import checkpoint, data, ngram, registry, report, rundir, rundirs
 from gptlab.compiling import maybe_compile
 from gptlab.components.attention import trait
-from gptlab.components.attention.kernels import substitute
+from gptlab.components.attention.choice import fastest, substitute
 from gptlab.components.attention.softmax import SoftmaxAttention
 from gptlab.config import ModelConfig, RunConfig, require, to_dict
 from gptlab.cost import flops_per_token
@@ -91,6 +91,8 @@ def prepare(config: RunConfig, display: Display) -> Dataset:
     dataset.require(config.model.block_size)
     vocabulary = dataset.vocab_size
     config.model.vocab_size = config.model.vocab_size or vocabulary
+    if config.model.document_mask and config.model.separator is None:
+        config.model.separator = _separator(dataset)
     require(
         config.model.vocab_size >= vocabulary,
         f"model.vocab_size must cover the tokenizer's {vocabulary} ids, but is {config.model.vocab_size}: leave it.",
@@ -295,9 +297,8 @@ class Run:
 
     def _remarks(self) -> list[str]:
         """What this device makes of the run: the peak that MFU is a share of, and kernels that train as another."""
-        device, peak = self.state.device, peak_flops(self.state.device)
-        kernels = {module.kernel for module in self.state.model.modules() if isinstance(module, SoftmaxAttention)}
-        notes = [line for kernel in kernels if (line := substitute(kernel, device))]
+        peak = peak_flops(self.state.device)
+        notes = self._kernels()
         model = self.state.model
         silent = {type(a).__name__ for a in model.attentions if trait(a, "honours") is None}
         if silent and model.position.acts - {"embed"}:
@@ -308,12 +309,31 @@ class Run:
             notes.append(f"mfu     tokens/s x {self.flops / 1e6:,.1f} MFLOP per token / {peak / 1e12:,.0f} TFLOP/s")
         return notes
 
+    def _kernels(self) -> list[str]:
+        """How attention is computed, where that is not what was named: chosen here, or another in its place."""
+        state, notes = self.state, []
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(state.precision, torch.float32)
+        for mixer in (module for module in state.model.modules() if isinstance(module, SoftmaxAttention)):
+            kernel = mixer.kernel
+            if kernel.name == "auto":
+                kernel, why = fastest(mixer.plan, state.device, dtype, state.model.config.block_size)
+                notes.append(f"kernel  auto is {kernel.name}: {why}")
+            notes.append(substitute(kernel, state.device) or "")
+        return list(dict.fromkeys(filter(None, notes)))
+
     def _draw(self) -> str | None:
         try:
             return str(report.draw_curve(self.run_dir, ruler=self.levels))
         except Exception as error:  # a picture is worth less than the run
             self.display.note(f"The curve could not be drawn ({type(error).__name__}: {error}).")
             return None
+
+
+def _separator(dataset: Dataset) -> int:
+    """The id that ends a document. ConfigError when the tokenizer needs several for it."""
+    ids = dataset.tokenizer.separator_ids()
+    require(len(ids) == 1, f"model.document_mask needs one id that ends a document, but this tokenizer has {len(ids)}.")
+    return ids[0]
 
 
 def _explained(error: BaseException) -> BaseException:

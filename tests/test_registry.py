@@ -138,6 +138,28 @@ def test_a_slot_or_name_that_cannot_be_is_refused(slot: str, name: str) -> None:
         registry.register(slot, name)(object)
 
 
+def test_options_of_a_base_are_handed_on_by_two_stars() -> None:
+    base = sample()
+
+    @registry.register("mlp", "wider")
+    class Wider(base):  # type: ignore[valid-type, misc]
+        def __init__(self, shape: Any, *, size: int = 8, more: Annotated[int, "more"] = 1, **options: Any) -> None:
+            super().__init__(shape, size=size, **options)
+
+    found = registry.options(Wider)
+    assert list(found) == ["size", "more", "needed", "rate", "on", "window", "kind", "names"]
+    assert found["size"].default == 8
+    assert registry.build("mlp", {"name": "wider", "needed": "x"}, None).given["size"] == 8
+
+
+def test_two_stars_that_no_base_writes_out_are_refused() -> None:
+    with pytest.raises(ConfigError, match="written out by name"):
+
+        @registry.register("mlp", "anything")
+        class Anything:
+            def __init__(self, shape: Any, **options: Any) -> None: ...
+
+
 def test_every_option_of_ours_says_what_it_means() -> None:
     for slot in registry.SLOTS:
         for name in registry.names(slot):

@@ -23,7 +23,7 @@ for slot in SLOTS:
         for case in cases_for(slot, name):
             model = case.model(dtype=torch.float32)
             tokens = case.tokens(n_rows=3)
-            total, _ = model.train().loss(tokens, tokens)
+            total = model.train().loss(tokens, tokens)[0]
             total.backward()
             model.eval()
             cache = model.new_cache(3, 24)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from gptlab.errors import ConfigError
@@ -18,6 +19,12 @@ class Shape:
     layer: int = 0
     dropout: float = 0.0
     bias: bool = False
+    init_std: float = 0.02  # of weights that a part draws itself
+
+    @property
+    def proj_std(self) -> float:
+        """The std of weights that write to the residual stream: two such sums a layer. Radford et al. 2019."""
+        return self.init_std / math.sqrt(2 * max(1, self.n_layer))
 
     @property
     def head_size(self) -> int:

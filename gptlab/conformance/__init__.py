@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from typing import Any
 
+import torch
+
 from gptlab import plugins, registry
+from gptlab.conformance import arithmetic, keeping, sight  # noqa: F401  (these imports write the laws)
 from gptlab.conformance.cases import SLOTS, Case, cases_for
-from gptlab.conformance.laws import LAWS, Law
+from gptlab.conformance.law import LAWS, Law
 from gptlab.conformance.probes import LawBroken
 from gptlab.errors import ConfigError, did_you_mean
 
@@ -59,14 +65,19 @@ def choose(words: Sequence[str], everything: bool = False) -> list[tuple[str, st
     """
     given = [word for word in words if not word.startswith("plugins=")]
     before = _registered()
-    for word in set(words) - set(given):
-        plugins.load(part.strip() for part in word.partition("=")[2].strip("[]").split(",") if part.strip())
+    plugins.load(plugins_in(words))
     added = [variant for variant in _registered() if variant not in before]
     if everything:
         return _registered()
     if not given and not added:
         raise ConfigError("Nothing to check: name a variant, give plugins=[./mine.py], or say --all.")
     return [find(word) for word in given] or added
+
+
+def plugins_in(words: Iterable[str]) -> list[str]:
+    """The plugins that `plugins=[a,b]` among the words of a command line names."""
+    lists = (word.partition("=")[2].strip("[]").split(",") for word in words if word.startswith("plugins="))
+    return [part.strip() for parts in lists for part in parts if part.strip()]
 
 
 def find(word: str) -> tuple[str, str]:
@@ -94,6 +105,30 @@ def check(variants: Iterable[tuple[str, str]], watch: Callable[[str], None] = la
             watch(case.id)
             for law in laws_for(case):
                 yield judge(case, law)
+
+
+def check_side_by_side(
+    variants: Sequence[tuple[str, str]], plugin_names: Sequence[str], jobs: int
+) -> Iterator[list[Verdict]]:
+    """The verdicts of each variant as it is done, `jobs` variants at a time, each in a process with one thread."""
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_begin, initargs=(list(plugin_names),))
+    with pool:
+        waiting = [pool.submit(_check_one, variant) for variant in variants]
+        try:
+            for done in as_completed(waiting):
+                yield done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _begin(plugin_names: list[str]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to hear
+    torch.set_num_threads(1)
+    plugins.load(plugin_names)
+
+
+def _check_one(variant: tuple[str, str]) -> list[Verdict]:
+    return list(check([variant]))
 
 
 def table(verdicts: Sequence[Verdict], every_case: bool = False) -> Any:

@@ -24,7 +24,7 @@ PLAIN: dict[str, Any] = {
     "attention": "vanilla",
     "position": "rope",
     "norm": "rmsnorm",
-    "mlp": "gelu",
+    "mlp": "plain",
     "block": "prenorm",
 }
 NOISE = 0.2  # std of what is added to every parameter: initial zeros and ones would hide half of all faults
@@ -74,10 +74,11 @@ def cases_for(slot: str, name: str) -> list[Case]:
     together = dict(spec)
     for option in registry.options(cls).values():
         for value in second_values(cls, option):
-            changed = with_slot(home, slot, {**spec, option.name: value})
+            change = {**beside(cls, option), option.name: value}
+            changed = with_slot(home, slot, {**spec, **change})
             if refusal(changed) is None:
                 found.append(Case(slot, name, f"{found[0].id}-{option.name}={value}", changed))
-                together |= _if_accepted(elsewhere.config, slot, together, {option.name: value})
+                together |= _if_accepted(elsewhere.config, slot, together, change)
                 break
     if len(together) > len(spec) + 1:
         found.append(Case(slot, name, f"{elsewhere.id}-all", with_slot(elsewhere.config, slot, together)))
@@ -99,6 +100,11 @@ def second_values(cls: type, option: Option) -> list[Any]:
     for kind in get_args(option.type) or (option.type,):
         guesses += _guesses(kind, option.default)
     return [guess for guess in guesses if guess != _value(cls, option)]
+
+
+def beside(cls: type, option: Option) -> dict[str, Any]:
+    """The other options without which this one has no meaning, as the class says."""
+    return dict(getattr(cls, "beside", {}).get(option.name, {}))
 
 
 def refusal(config: ModelConfig) -> ConfigError | None:

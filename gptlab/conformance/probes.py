@@ -11,6 +11,7 @@ import torch.nn as nn
 from torch import Tensor
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from gptlab.components.attention import trait
 from gptlab.components.attention.softmax import SoftmaxAttention
 from gptlab.config import as_spec
 from gptlab.model import GPT
@@ -75,6 +76,14 @@ def influence(model: GPT, tokens: Tensor, i: int) -> Tensor:
 def softmax_mixers(model: GPT) -> list[SoftmaxAttention]:
     """The attentions that compute a plan on a kernel."""
     return [module for module in model.modules() if isinstance(module, SoftmaxAttention)]
+
+
+def visible_from(attention: nn.Module, i: int, n_tokens: int) -> Tensor:
+    """Which of n tokens the i-th may see, (n,), by the attention's plan or by the reach that it declares."""
+    at = torch.arange(n_tokens)
+    if isinstance(attention, SoftmaxAttention):
+        return attention.plan.visible(torch.tensor(i), at)
+    return (at <= i) & (i - at < trait(attention, "reach"))
 
 
 def with_kernel(model: GPT, tokens: Tensor, kernel: Any) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from gptlab.components.attention.kernels import SDPA
 from gptlab.components.attention.softmax import SoftmaxAttention
 from gptlab.registry import register
 
@@ -11,5 +10,5 @@ from gptlab.registry import register
 class Flash(SoftmaxAttention):
     """Softmax attention on torch's fused kernels, scores never stored. Dao et al. 2022, arXiv:2205.14135."""
 
-    kernel = SDPA
-    refuses = frozenset({"softcap"})  # options that the kernel cannot do
+    kernel_name = "sdpa"
+    refuses = frozenset({"softcap", "sinks"})  # options that the kernel cannot do

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from gptlab.components.attention.kernels import FLEX
 from gptlab.components.attention.softmax import SoftmaxAttention
 from gptlab.registry import register
 
@@ -11,5 +10,5 @@ from gptlab.registry import register
 class Flex(SoftmaxAttention):
     """Softmax attention on FlexAttention: masks skip work, any score term. Dong et al. 2024, arXiv:2412.05496."""
 
-    kernel = FLEX
+    kernel_name = "flex"
     refuses = frozenset({"dropout"})  # options that the kernel cannot do

@@ -1,4 +1,4 @@
-"""Ways to compute a plan from q (B, H, T, D) and k, v (B, G, S, D): `math` to read, `sdpa`, `flex`.
+"""Ways to compute a plan from q (B, H, T, D), k (B, G, S, D) and v (B, G, S, E): `math` to read, `sdpa`, `flex`.
 
 Every kernel gives the same numbers up to rounding; what it cannot compute it does not claim, and the model is refused.
 """
@@ -13,18 +13,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
 
 from gptlab.components.attention.plan import Plan
-from gptlab.errors import ConfigError
+from gptlab.components.context import Places
 from gptlab.hardware import has_compiler
 
 Q = Float[Tensor, "B H T D"]
-KV = Float[Tensor, "B G S D"]
-QPos = Int[Tensor, "#B T"]
-KPos = Int[Tensor, "#B S"]
+K = Float[Tensor, "B G S D"]
+V = Float[Tensor, "B G S E"]
+Y = Float[Tensor, "B H T E"]
+Sinks = Float[Tensor, "H"] | None
 
 
 @dataclass(frozen=True)
@@ -33,41 +34,39 @@ class Kernel:
 
     name: str
     can: frozenset[str]
-    run: Callable[..., Tensor]
-
-    def check(self, plan: Plan) -> None:
-        """ConfigError naming what the plan needs and this kernel lacks, and the kernels that have it."""
-        missing = sorted(plan.needs() - self.can)
-        if missing:
-            able = sorted(ATTENTION_OF[kernel.name] for kernel in KERNELS if plan.needs() <= kernel.can)
-            raise ConfigError(
-                f"attention {ATTENTION_OF[self.name]!r} cannot do {' or '.join(missing)}: "
-                f"choose model/attention={' or '.join(able)}, or {' and '.join(map(_do_without, missing))}."
-            )
+    run: Callable[..., Tensor]  # (q, k, v, plan, queries, keys, dropout, sinks) -> (B, H, T, E)
 
 
-def attend_math(q: Q, k: KV, v: KV, plan: Plan, q_pos: QPos, k_pos: KPos, dropout: float) -> Q:
+def attend_math(
+    q: Q, k: K, v: V, plan: Plan, queries: Places, keys: Places, dropout: float = 0.0, sinks: Sinks = None
+) -> Y:
     """The definition. Scores are kept whole, (B, H, T, S); the softmax is taken in float32 at least."""
     k, v = _for_each_query_head(k, v, plan)
     scores = (q @ k.transpose(-2, -1)).to(torch.promote_types(q.dtype, torch.float32)) * plan.scale
     if plan.softcap is not None:
         scores = plan.softcap * torch.tanh(scores / plan.softcap)
-    head, q_at, k_at = _grid(q, q_pos, k_pos)
     if plan.terms:
-        scores = scores + plan.bias(head, q_at, k_at)
-    scores = scores.masked_fill(~plan.visible(q_at, k_at), float("-inf"))
-    weights = F.dropout(torch.softmax(scores, dim=-1), dropout)
-    return weights.to(v.dtype) @ v
+        scores = scores + plan.bias(*_grid(q, queries, keys))
+    scores = scores.masked_fill(~_visible(plan, queries, keys), float("-inf"))
+    if sinks is not None:
+        nothing = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)
+        weights = torch.softmax(torch.cat((scores, nothing), dim=-1), dim=-1)[..., :-1]
+    else:
+        weights = torch.softmax(scores, dim=-1)
+    return F.dropout(weights, dropout).to(v.dtype) @ v
 
 
-def attend_sdpa(q: Q, k: KV, v: KV, plan: Plan, q_pos: QPos, k_pos: KPos, dropout: float) -> Q:
+def attend_sdpa(
+    q: Q, k: K, v: V, plan: Plan, queries: Places, keys: Places, dropout: float = 0.0, sinks: Sinks = None
+) -> Y:
     """torch's fused attention. `is_causal` is aligned to the top left, so it serves only where no past is held."""
+    assert sinks is None, "a plan with sinks is not for this kernel"
     n_new, n_seen = q.shape[2], k.shape[2]
-    reaches_all = plan.window is None or n_seen <= plan.window
-    fresh = n_new == n_seen  # nothing held: queries and keys are the same tokens
+    fresh = not n_seen - n_new  # nothing held: queries and keys are the same tokens
+    limited = plan.chunk is not None or (plan.window is not None and n_seen > plan.window)
     mask = None
-    if plan.terms or not reaches_all or not (fresh or n_new == 1):
-        mask = _dense_mask(q, plan, q_pos, k_pos)
+    if plan.terms or limited or queries.documents is not None or not (fresh or n_new == 1):
+        mask = _dense_mask(q, plan, queries, keys)
         k, v = _for_each_query_head(k, v, plan)  # with a mask, CUDA's fused kernels take no groups
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None and fresh, scale=plan.scale,
@@ -75,14 +74,17 @@ def attend_sdpa(q: Q, k: KV, v: KV, plan: Plan, q_pos: QPos, k_pos: KPos, dropou
     )  # fmt: skip
 
 
-def attend_flex(q: Q, k: KV, v: KV, plan: Plan, q_pos: QPos, k_pos: KPos, dropout: float) -> Q:
+def attend_flex(
+    q: Q, k: K, v: V, plan: Plan, queries: Places, keys: Places, dropout: float = 0.0, sinks: Sinks = None
+) -> Y:
     """FlexAttention (arXiv:2412.05496), which skips the blocks of keys that no query of a block may see.
 
     torch has it for CUDA, and without a backward pass for CPU; elsewhere the same plan is computed by its definition.
     """
     if not _flex_can_run(q):
-        return attend_math(q, k, v, plan, q_pos, k_pos, dropout)
-    q_at, k_at = q_pos.expand(q.shape[0], -1), k_pos.expand(q.shape[0], -1)
+        return attend_math(q, k, v, plan, queries, keys, dropout, sinks)
+    q_at, k_at = (places.positions.expand(q.shape[0], -1) for places in (queries, keys))
+    q_doc, k_doc = queries.documents, keys.documents
 
     def score(logit: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         if plan.softcap is not None:
@@ -90,29 +92,39 @@ def attend_flex(q: Q, k: KV, v: KV, plan: Plan, q_pos: QPos, k_pos: KPos, dropou
         return logit + plan.bias(h, q_at[b, i], k_at[b, j]) if plan.terms else logit
 
     def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return plan.visible(q_at[b, i], k_at[b, j])
+        seen = plan.visible(q_at[b, i], k_at[b, j])
+        return seen if q_doc is None or k_doc is None else seen & (q_doc[b, i] == k_doc[b, j])
 
-    n_masks = q.shape[0] if q_pos.shape[0] > 1 else None  # one mask for all sequences, where they stand alike
+    alike = queries.positions.shape[0] == 1 and q_doc is None  # one mask for all sequences
+    n_masks = None if alike else q.shape[0]
     blocks = create_block_mask(visible, n_masks, None, q.shape[2], k.shape[2], device=str(q.device))
     attend: Any = flex_attention if torch.compiler.is_compiling() else _flex_on(q.device.type)
-    y: Tensor = attend(
+    y, aux = attend(
         q, k, v, score_mod=score if plan.needs() & {"softcap", "terms"} else None, block_mask=blocks, scale=plan.scale,
-        enable_gqa=plan.n_group > 1,
+        enable_gqa=plan.n_group > 1, return_aux=AuxRequest(lse=sinks is not None),
     )  # fmt: skip
-    return y
+    return y if sinks is None else y * torch.sigmoid(aux.lse - sinks[:, None]).to(y.dtype)[..., None]
 
 
-MATH = Kernel("math", frozenset({"groups", "window", "softcap", "terms", "dropout"}), attend_math)
-SDPA = Kernel("sdpa", frozenset({"groups", "window", "terms", "dropout"}), attend_sdpa)
-FLEX = Kernel("flex", frozenset({"groups", "window", "softcap", "terms"}), attend_flex)
+EVERYWHERE = frozenset({"groups", "window", "chunk", "terms"})
+MATH = Kernel("math", EVERYWHERE | {"softcap", "dropout", "sinks", "vector terms"}, attend_math)
+SDPA = Kernel("sdpa", EVERYWHERE | {"dropout", "vector terms"}, attend_sdpa)
+FLEX = Kernel("flex", EVERYWHERE | {"softcap", "sinks"}, attend_flex)
 KERNELS = (MATH, SDPA, FLEX)
-ATTENTION_OF = {"math": "vanilla", "sdpa": "flash", "flex": "flex"}  # the softmax mixer on each kernel
 
 
-def _grid(q: Tensor, q_pos: Tensor, k_pos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _grid(q: Tensor, queries: Places, keys: Places) -> tuple[Tensor, Tensor, Tensor]:
     """Heads and positions shaped to broadcast over (B, H, T, S)."""
     head = torch.arange(q.shape[1], device=q.device)[None, :, None, None]
-    return head, q_pos[:, None, :, None], k_pos[:, None, None, :]
+    return head, queries.positions[:, None, :, None], keys.positions[:, None, None, :]
+
+
+def _visible(plan: Plan, queries: Places, keys: Places) -> Tensor:
+    """The mask as it broadcasts over (B, H, T, S)."""
+    seen = plan.visible(queries.positions[:, None, :, None], keys.positions[:, None, None, :])
+    if queries.documents is None or keys.documents is None:
+        return seen
+    return seen & (queries.documents[:, None, :, None] == keys.documents[:, None, None, :])
 
 
 def _for_each_query_head(k: Tensor, v: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
@@ -122,24 +134,12 @@ def _for_each_query_head(k: Tensor, v: Tensor, plan: Plan) -> tuple[Tensor, Tens
     return k.repeat_interleave(plan.n_group, dim=1), v.repeat_interleave(plan.n_group, dim=1)
 
 
-def _do_without(word: str) -> str:
-    return "set model.attention.dropout=0" if word == "dropout" else f"leave {word} out"  # model.dropout counts too
-
-
-def substitute(kernel: Kernel, device: torch.device) -> str | None:
-    """One line where another kernel trains in place of this one on a device; None where it trains itself."""
-    if kernel is FLEX and device.type != "cuda":
-        return f"torch has no backward pass of FlexAttention on {device.type}: attention trains by its math kernel."
-    return None
-
-
-def _dense_mask(q: Tensor, plan: Plan, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+def _dense_mask(q: Tensor, plan: Plan, queries: Places, keys: Places) -> Tensor:
     """Mask and terms as SDPA takes them: boolean where there are no terms, else logits with -inf for what is hidden."""
-    head, q_at, k_at = _grid(q, q_pos, k_pos)
-    visible = plan.visible(q_at, k_at)
+    visible = _visible(plan, queries, keys)
     if not plan.terms:
         return visible
-    return torch.where(visible, plan.bias(head, q_at, k_at), float("-inf")).to(q.dtype)
+    return torch.where(visible, plan.bias(*_grid(q, queries, keys)), float("-inf")).to(q.dtype)
 
 
 def _flex_can_run(q: Tensor) -> bool:

@@ -27,6 +27,10 @@ class Attention(nn.Module):
     honours: ClassVar[frozenset[str] | None] = None
     absent: ClassVar[bool] = False  # true: the block leaves the whole sublayer out
     orderless: ClassVar[bool] = False  # true, and held to it: without a position encoding, order makes no difference
+    relative: bool = True  # whether it sees absolute positions only where the position encoding shows them
+    neutral: ClassVar[frozenset[str]] = frozenset()  # options about how it is computed, which change no number
+    separates_documents: ClassVar[bool] = False  # true: with context.documents, no token sees another document
+    cached: int | None = None  # numbers remembered for each token seen; 0: a state of fixed size; None: not said
     reach: int | None = None  # tokens back that a token may look, itself included; None: all
     inert: Mapping[str, str] = {}  # parameters that mathematics keeps from learning, by name, with the reason
 

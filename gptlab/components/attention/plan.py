@@ -1,14 +1,16 @@
-"""What softmax attention computes: scale -> softcap -> terms -> mask -> softmax in float32 -> values."""
+"""What softmax attention computes: scale -> softcap -> terms -> mask -> softmax in float32 with sinks -> values."""
 
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from gptlab.components.position import Term
+from gptlab.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -21,25 +23,51 @@ class Plan:
     scale: float
     n_group: int = 1  # query heads per key head
     window: int | None = None  # tokens back that a token may look, itself included
+    chunk: int | None = None  # tokens of a chunk, the first at position 0; a token looks back to the first of its own
     softcap: float | None = None
     dropout: float = 0.0  # probability, on the attention weights in training
     terms: tuple[Term, ...] = ()
+    pointwise: bool = True  # whether the terms compute with scalars alone
+    sinks: bool = False  # whether each head has a logit of looking at nothing
+
+    def __post_init__(self) -> None:
+        for name, value in (("window", self.window), ("chunk", self.chunk)):
+            if value is not None and value < 1:
+                raise ConfigError(f"model.attention.{name} must be at least 1 (the token itself), but is {value}.")
+        if self.softcap is not None and self.softcap <= 0:
+            raise ConfigError(f"model.attention.softcap must be above 0, but is {self.softcap}.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.attention.dropout is a probability in [0, 1), but is {self.dropout}.")
+        if not 0 < self.scale < math.inf:
+            raise ConfigError(f"model.attention.scale must be above 0, but is {self.scale}.")
 
     def needs(self) -> frozenset[str]:
         """The words that a kernel must be able to do."""
         wanted = {
             "groups": self.n_group > 1,
             "window": self.window is not None,
+            "chunk": self.chunk is not None,
             "softcap": self.softcap is not None,
             "dropout": self.dropout > 0,
             "terms": bool(self.terms),
+            "vector terms": not self.pointwise,
+            "sinks": self.sinks,
         }
         return frozenset(word for word, needed in wanted.items() if needed)
 
+    @property
+    def masks(self) -> bool:
+        """Whether more than the causal order decides what a token sees."""
+        return self.window is not None or self.chunk is not None
+
     def visible(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
-        """Whether the token at q_pos may look at the one at k_pos."""
-        causal = k_pos <= q_pos
-        return causal if self.window is None else causal & (q_pos - k_pos < self.window)
+        """Whether the token at q_pos may look at the one at k_pos, both of one document."""
+        seen = k_pos <= q_pos
+        if self.window is not None:
+            seen = seen & (q_pos - k_pos < self.window)
+        if self.chunk is not None:
+            seen = seen & (q_pos // self.chunk == k_pos // self.chunk)
+        return seen
 
     def bias(self, head: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
         """The sum of the position terms, in logits. There must be one."""

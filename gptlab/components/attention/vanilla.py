@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from gptlab.components.attention.kernels import MATH
 from gptlab.components.attention.softmax import SoftmaxAttention
 from gptlab.registry import register
 
@@ -11,4 +10,4 @@ from gptlab.registry import register
 class Vanilla(SoftmaxAttention):
     """Softmax attention by its definition, scores whole. Vaswani et al. 2017, arXiv:1706.03762."""
 
-    kernel = MATH
+    kernel_name = "math"

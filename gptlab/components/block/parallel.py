@@ -1,8 +1,8 @@
-"""Parallel: x + attention(norm(x)) + mlp(norm(x)), one norm for both. Wang & Komatsuzaki 2021 (GPT-J)."""
+"""Parallel: x + attention(norm(x)) + mlp(norm(x)), with one norm or two. Wang & Komatsuzaki 2021 (GPT-J)."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch.nn as nn
 from jaxtyping import Float
@@ -19,12 +19,21 @@ from gptlab.registry import register
 class Parallel(Block):
     """x + attention(norm(x)) + mlp(norm(x)): GPT-J, PaLM. Wang & Komatsuzaki 2021; Chowdhery 2022, arXiv:2204.02311."""
 
-    def __init__(self, shape: Shape, parts: Parts) -> None:
-        super().__init__(shape, parts)
-        present = not (trait(parts.attention, "absent") and getattr(parts.mlp, "absent", False))
-        self.norm = parts.norm() if present else nn.Identity()
+    def __init__(
+        self,
+        shape: Shape,
+        parts: Parts,
+        *,
+        two_norms: Annotated[bool, "a norm for each sublayer, as in GPT-NeoX; false: one for both"] = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(shape, parts, **options)
+        present = [not trait(parts.attention, "absent"), not getattr(parts.mlp, "absent", False)]
+        self.norm = parts.norm() if (present[0] if two_norms else any(present)) else nn.Identity()
+        self.mlp_norm = parts.norm() if two_norms and present[1] else nn.Identity()
+        self.read_twice = two_norms
 
     def forward(self, x: Float[Tensor, "B T C"], context: Context, cache: Any = None) -> Float[Tensor, "B T C"]:
-        """Both sublayers read the same normalized stream."""
+        """Both sublayers read the same stream."""
         h = self.norm(x)
-        return x + self.dropout(self.mix(h, context, cache)) + self.dropout(self.mlp(h))
+        return x + self.attend(h, context, cache) + self.reflect(self.mlp_norm(x) if self.read_twice else h, context)

@@ -23,14 +23,19 @@ class Term(Protocol):
 class Position(nn.Module):
     """Base of every position encoding, built as `Variant(shape, *, options)`. A variant overrides the hooks it needs.
 
-    `limit` is the number of positions it knows (None: any), `relative` whether only distances between tokens matter.
+    `limit` is the number of positions it knows (None: any), `relative` whether only distances between tokens matter,
+    `pointwise` whether its terms compute with scalars alone, as FlexAttention's score_mod must.
     """
 
     limit: int | None = None
     relative: bool = False
+    pointwise: bool = True
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
+
+    def fit(self, head_size: int) -> None:
+        """ConfigError when heads of this size cannot be rotated. An attention asks for the size that it rotates."""
 
     def embed(self, x: Float[Tensor, "B T C"], positions: Int[Tensor, "#B T"]) -> Float[Tensor, "B T C"]:
         """Act on the token embeddings."""

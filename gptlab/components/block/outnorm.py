@@ -1,0 +1,13 @@
+"""Output norm: x + norm(part(x)), twice: what is added is normalized, what is read is not. OLMo 2: arXiv:2501.00656."""
+
+from __future__ import annotations
+
+from gptlab.components.block.wiring import Block
+from gptlab.registry import register
+
+
+@register("block", "outnorm")
+class OutputNorm(Block):
+    """x + norm(part(x)): Swin v2, OLMo 2. Liu et al. 2021, arXiv:2111.09883; OLMo team 2025, arXiv:2501.00656."""
+
+    places = frozenset({"out"})

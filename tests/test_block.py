@@ -1,0 +1,160 @@
+"""Blocks against their equations, with every option; parts that are none leave nothing behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from gptlab import ModelConfig, registry
+from gptlab.components.block import Parts
+from gptlab.components.context import Context
+from gptlab.components.shape import Shape
+from gptlab.errors import ConfigError
+from gptlab.model import GPT
+
+B, T, C, H = 2, 13, 32, 4
+SHAPE = Shape(n_embd=C, n_head=H, block_size=T)
+POSITIONS = torch.arange(T)[None]
+
+
+@pytest.fixture(autouse=True)
+def _float64() -> Any:
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def close(a: Tensor, b: Tensor, within: float = 1e-10) -> None:
+    torch.testing.assert_close(a, b, rtol=0, atol=within)
+
+
+def part(slot: str, spec: Any, *args: Any) -> Any:
+    """A part with random parameters, zeros and ones included."""
+    built = registry.build(slot, spec, *args)
+    for parameter in built.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return built.eval()
+
+
+class Twice(nn.Module):
+    """Stands for attention and MLP: a fixed function without parameters."""
+
+    absent = False
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, x: Tensor, *ignored: Any) -> Tensor:
+        return self.by * x.tanh()
+
+
+def test_blocks_are_their_equations() -> None:
+    x = torch.randn(B, T, C)
+    attend, think = Twice(2.0), Twice(-3.0)
+    parts = Parts(attend, think, lambda: registry.build("norm", "rmsnorm", C))  # type: ignore[arg-type]
+    built = {name: part("block", name, SHAPE, parts) for name in ("prenorm", "postnorm", "sandwich", "parallel")}
+    context = Context(positions=POSITIONS)
+
+    def norm(module: Any, x: Tensor) -> Tensor:
+        return module.weight * x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+
+    pre, post, sandwich, parallel = built.values()
+    h = x + attend(norm(pre.attention_norms.before, x))
+    close(pre(x, context), h + think(norm(pre.mlp_norms.before, h)))
+    h = norm(post.attention_norms.after, x + attend(x))
+    close(post(x, context), norm(post.mlp_norms.after, h + think(h)))
+    h = x + norm(sandwich.attention_norms.out, attend(norm(sandwich.attention_norms.before, x)))
+    close(sandwich(x, context), h + norm(sandwich.mlp_norms.out, think(norm(sandwich.mlp_norms.before, h))))
+    close(parallel(x, context), x + attend(norm(parallel.norm, x)) + think(norm(parallel.norm, x)))
+    assert [sum(p.numel() for p in block.parameters()) // C for block in built.values()] == [2, 2, 4, 1]
+
+
+def built_block(spec: Any, shape: Shape = SHAPE, attend: float = 2.0, think: float = -3.0) -> Any:
+    parts = Parts(Twice(attend), Twice(think), lambda: registry.build("norm", "rmsnorm", C))  # type: ignore[arg-type]
+    return part("block", spec, shape, parts)
+
+
+def rms(norm: Any, x: Tensor) -> Tensor:
+    return norm.weight * x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+
+
+def test_an_output_norm_normalizes_what_is_added_alone() -> None:
+    block, x = built_block("outnorm"), torch.randn(B, T, C)
+    h = x + rms(block.attention_norms.out, 2 * x.tanh())
+    close(block(x, Context(positions=POSITIONS)), h + rms(block.mlp_norms.out, -3 * h.tanh()))
+    assert block.final_norm
+
+
+def test_parallel_sublayers_may_have_a_norm_each() -> None:
+    block, x = built_block({"name": "parallel", "two_norms": True}), torch.randn(B, T, C)
+    close(
+        block(x, Context(positions=POSITIONS)),
+        x + 2 * rms(block.norm, x).tanh() - 3 * rms(block.mlp_norm, x).tanh(),
+    )
+
+
+@pytest.mark.parametrize("name", ["prenorm", "postnorm", "sandwich", "outnorm", "parallel", "unet"])
+@pytest.mark.parametrize(
+    "options, factor",
+    [({"scale": 0.22}, lambda gain: 0.22), ({"gain": "scalar", "scale": 3.0}, lambda gain: 3 * gain.weight),
+     ({"gain": "channel"}, lambda gain: gain.weight)],
+)  # fmt: skip
+def test_a_gain_multiplies_what_a_sublayer_adds(name: str, options: dict[str, Any], factor: Any) -> None:
+    x = torch.randn(B, T, C)
+    block, plain = built_block({"name": name, **options}), built_block(name)
+    plain.load_state_dict({k: v for k, v in block.state_dict().items() if "_gain." not in k})
+    added = plain.attend(x, Context(positions=POSITIONS)), plain.reflect(x, Context(positions=POSITIONS))
+    close(block.attend(x, Context(positions=POSITIONS)), factor(block.attention_gain) * added[0])
+    close(block.reflect(x, Context(positions=POSITIONS)), factor(block.mlp_gain) * added[1])
+
+
+@pytest.mark.parametrize("gain, start", [("scalar", 0.0), ("channel", 0.1)])
+def test_a_gain_starts_as_its_paper_says(gain: str, start: float) -> None:
+    sizes = {"vocab_size": 7, "n_layer": 1, "n_embd": C, "n_head": H}
+    (block,) = GPT(ModelConfig(**sizes, block={"name": "prenorm", "gain": gain})).blocks
+    assert torch.equal(block.mlp_gain.weight, torch.full((1 if gain == "scalar" else C,), start))
+    (block,) = GPT(ModelConfig(**sizes, block={"name": "prenorm", "gain": gain, "gain_init": 0.7})).blocks
+    assert float(block.attention_gain.weight.mean()) == pytest.approx(0.7)
+
+
+def test_the_start_of_no_gain_is_refused() -> None:
+    with pytest.raises(ConfigError, match="set gain=channel"):
+        built_block({"name": "prenorm", "gain_init": 0.5})
+
+
+def test_a_unet_adds_what_the_mirror_layer_put_out() -> None:
+    x, context = torch.randn(B, T, C), Context(positions=POSITIONS)
+    blocks = [built_block("unet", Shape(n_embd=C, n_head=H, block_size=T, n_layer=3, layer=i)) for i in range(3)]
+    assert [block.skip is not None for block in blocks] == [False, False, True]  # the middle one is its own mirror
+    one = blocks[0](x, context)
+    two = blocks[1](one, context)
+    plain = built_block("prenorm")
+    plain.load_state_dict({k: v for k, v in blocks[2].state_dict().items() if k != "skip"})
+    close(blocks[2](two, context), plain(two + blocks[2].skip * one, context))
+
+
+@pytest.mark.parametrize("block", ["prenorm", "postnorm", "sandwich", "outnorm", "parallel", "unet"])
+def test_parts_that_are_none_leave_no_parameters_behind(block: str) -> None:
+    sizes = {"vocab_size": 7, "n_layer": 2, "n_embd": C, "n_head": H, "position": "none", "block": block}
+    bare = GPT(ModelConfig(**sizes, attention="none", mlp="none"))
+    assert [name for name, _ in bare.named_parameters() if name.startswith("blocks") and "skip" not in name] == []
+    for slot in ("attention", "mlp"):
+        without = GPT(ModelConfig(**{**sizes, slot: "none"}))
+        assert [name for name, _ in without.named_parameters() if f".{slot}" in name] == []
+
+
+def test_residual_dropout_acts_on_what_a_sublayer_adds() -> None:
+    shape = Shape(n_embd=C, n_head=H, block_size=T, dropout=0.5)
+    parts = Parts(Twice(1.0), Twice(0.0), lambda: nn.Identity())  # type: ignore[arg-type]
+    block = registry.build("block", "prenorm", shape, parts).train()
+    x = torch.randn(B, T, C)
+    added = block(x, Context(positions=POSITIONS)) - x
+    dropped = added.abs() < 1e-12
+    assert 0.35 < dropped.double().mean() < 0.65
+    close(added[~dropped], 2 * x.tanh()[~dropped])
