@@ -20,11 +20,12 @@ from gptlab.registry import register
 
 
 class RunningSum:
-    """The sum of the values seen, (B, 1, C), and how many they are."""
+    """The sum of the values seen, (B, 1, C), how many they are, (B or 1, 1, 1), and their document, (B, 1)."""
 
     def __init__(self) -> None:
         self.total: Tensor | float = 0.0
-        self.count = 0
+        self.count: Tensor | float = 0.0
+        self.document: Tensor | int = -1
 
 
 @register("attention", "mean")
@@ -33,6 +34,8 @@ class Mean(Attention):
 
     honours = frozenset()
     orderless = True
+    separates_documents = True
+    cached = 0
 
     def __init__(
         self,
@@ -50,15 +53,19 @@ class Mean(Attention):
         self, x: Float[Tensor, "B T C"], context: Context, cache: RunningSum | None = None
     ) -> Float[Tensor, "B T C"]:
         """proj((lower triangle of ones / row sums) @ v), continued from the sum that the cache holds."""
-        cache = cache or RunningSum()
+        past = cache or RunningSum()
         v = self.v(x)
-        n_new = x.shape[1]
-        sums = (torch.ones(n_new, n_new, device=x.device, dtype=v.dtype).tril() @ v).to(
-            self.v.weight.dtype
-        ) + cache.total
-        counts = torch.arange(cache.count + 1, cache.count + n_new + 1, device=x.device)
-        cache.total, cache.count = sums[:, -1:], cache.count + n_new
-        return self.proj((sums / counts[:, None]).to(v.dtype))
+        wide = torch.promote_types(v.dtype, torch.float32)
+        ones = torch.ones(1, x.shape[1], x.shape[1], device=x.device, dtype=wide).tril()
+        continues: Tensor | float = 1.0
+        if context.documents is not None:
+            ones = ones * (context.documents[:, :, None] == context.documents[:, None, :])
+            continues = (context.documents == past.document)[..., None]
+            past.document = context.documents[:, -1:]
+        sums = (ones.to(v.dtype) @ v).to(wide) + continues * past.total
+        counts = ones.sum(-1, keepdim=True) + continues * past.count
+        past.total, past.count = sums[:, -1:], counts[:, -1:]
+        return self.proj((sums / counts).to(v.dtype))
 
     def new_cache(self, batch_size: int, max_len: int) -> RunningSum:
         """The sum is all that the past amounts to, whatever its length."""
