@@ -31,7 +31,7 @@ class Schedule:
 
 @register("schedule", "constant")
 class Constant(Schedule):
-    """Warmup, then the peak rate to the end."""
+    """Warmup, as in Goyal et al. 2017, arXiv:1706.02677, then the peak rate to the end."""
 
     def __init__(
         self,
@@ -40,6 +40,24 @@ class Constant(Schedule):
         warmup: Annotated[int | None, "steps of linear rise; null: 100, at most a tenth of all"] = None,
     ) -> None:
         super().__init__(steps, warmup)
+
+
+@register("schedule", "inverse_sqrt")
+class InverseSqrt(Schedule):
+    """Warmup, then the peak over the root of the steps, counted in warmups. Vaswani et al. 2017, arXiv:1706.03762."""
+
+    def __init__(
+        self,
+        steps: int,
+        *,
+        warmup: Annotated[int | None, "steps of linear rise; null: 100, at most a tenth of all"] = None,
+    ) -> None:
+        super().__init__(steps, warmup)
+
+    def after(self, progress: float) -> float:
+        """sqrt(warmup / step), both counted from 1."""
+        first = self.warmup + 1
+        return math.sqrt(first / (first + progress * (self.steps - self.warmup)))
 
 
 class Decaying(Schedule):
@@ -76,7 +94,7 @@ class Cosine(Decaying):
 
 @register("schedule", "linear")
 class Linear(Decaying):
-    """Warmup, then a straight line down to `final` of the peak."""
+    """Warmup, then a straight line down to `final` of the peak. BERT: Devlin et al. 2018, arXiv:1810.04805."""
 
     def __init__(
         self,

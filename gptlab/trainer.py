@@ -41,7 +41,7 @@ class TrainState:
     seed: int
     device: torch.device
     precision: str
-    loss: Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]  # model.loss, compiled or not
+    loss: Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]  # model.loss, or it compiled
     step: int = 0
     seconds: float = 0.0  # of the run so far, pauses of a stopped run left out
     best: float = math.inf  # lowest validation loss
@@ -49,6 +49,7 @@ class TrainState:
     n_bad: int = 0  # steps left out because they were not finite, as of the last log
     scaler: GradScaler = field(init=False)
     bad: Tensor = field(init=False)  # the same count on the device, read when a row is logged or a checkpoint saved
+    afterwards: list[Callable[[], None]] = field(init=False)  # what modules do after each step
 
     def __post_init__(self) -> None:
         # The loss scaler is the guard for every precision: it leaves out steps with gradients that are not finite,
@@ -56,6 +57,8 @@ class TrainState:
         scale = FP16_START if self.precision == "fp16" else 1.0
         self.scaler = GradScaler(self.device.type, init_scale=scale)
         self.bad = torch.zeros((), dtype=torch.long, device=self.device)
+        found = (getattr(module, "after_step", None) for module in self.model.modules())
+        self.afterwards = [after_step for after_step in found if after_step]
 
     @property
     def tokens_per_step(self) -> int:
@@ -78,11 +81,11 @@ def train(state: TrainState, batch_of: Callable[[int], Batch], actions: Actions,
     """Train from `state.step` to `config.steps`; every batch and every draw depends on (seed, step) alone."""
     plan, clock = state.config, _Clock(state)
     while state.step < plan.steps:
-        losses, norm = train_step(state, batch_of(state.step))
+        means, norm = train_step(state, batch_of(state.step))
         state.step += 1
         row: dict[str, Any] = {}
         if state.step == 1 or _due(state, plan.log_every):
-            row |= _measure(state, losses, norm, clock, meter)
+            row |= _measure(state, means, norm, clock, meter)
         if _due(state, plan.eval_every):
             with clock.pause():
                 row |= actions.evaluate()
@@ -104,25 +107,27 @@ def train(state: TrainState, batch_of: Callable[[int], Batch], actions: Actions,
 
 
 def train_step(state: TrainState, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-    """One optimizer step over `accumulate` micro-batches: the mean losses by name, and the gradient norm. No sync.
+    """One optimizer step over `accumulate` micro-batches: mean losses and metrics by name, the gradient norm. No sync.
 
     The loss is the mean over all targets of the step that are not -100, whatever micro-batch they fall in.
     """
     rate = state.optimizer.defaults["lr"] * state.schedule(state.step)
     for group in state.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("lr_scale", 1.0)
     n_targets = max(1, int((batch[1] != IGNORE).sum()))  # the batch is still on the host
-    losses: dict[str, Tensor] = {}
+    means: dict[str, Tensor] = {}
     for part, (tokens, targets) in enumerate(_micro_batches(state, batch)):
         torch.manual_seed(seed_of(state.seed, "dropout", state.step, part))
         with autocast(state.device, state.precision):
-            total, added = state.loss(tokens, targets)
-        assert "loss" not in added, "a part adds its loss to context.losses under a name of its own"
+            total, added, metrics = state.loss(tokens, targets)
+        names = ["loss", *added, *metrics]
+        assert len(names) == len({*names}), "a part adds to context.losses and metrics under names of its own"
         pieces = {name: x / state.config.accumulate for name, x in added.items()}
         pieces["loss"] = total * _guard(state, total) / n_targets
         state.scaler.scale(torch.stack(list(pieces.values())).sum()).backward()
-        losses |= {name: losses.get(name, 0) + piece.detach() for name, piece in pieces.items()}
-    return losses, _step_optimizer(state, losses["loss"])
+        pieces |= {name: x / state.config.accumulate for name, x in metrics.items()}
+        means |= {name: means.get(name, 0) + piece.detach() for name, piece in pieces.items()}
+    return means, _step_optimizer(state, means["loss"])
 
 
 def _guard(state: TrainState, loss: Tensor) -> Tensor:
@@ -146,6 +151,8 @@ def _step_optimizer(state: TrainState, loss: Tensor) -> Tensor:
     state.scaler.step(state.optimizer)
     state.scaler.update(None if fp16 else 1.0)
     state.optimizer.zero_grad(set_to_none=True)
+    for act in state.afterwards:
+        act()
     finite = torch.isfinite(loss) if fp16 else torch.isfinite(loss) & torch.isfinite(norm)  # fp16 overflows are routine
     state.bad += ~finite
     return norm
@@ -163,10 +170,10 @@ def _due(state: TrainState, every: int) -> bool:
 
 
 def _measure(
-    state: TrainState, losses: Mapping[str, Tensor], norm: Tensor, clock: _Clock, meter: Meter
+    state: TrainState, means: Mapping[str, Tensor], norm: Tensor, clock: _Clock, meter: Meter
 ) -> dict[str, Any]:
     """What a log row holds: the one place where the host waits for the device."""
-    row = {f"train/{name}": value.item() for name, value in losses.items()}
+    row = {f"train/{name}": value.item() for name, value in means.items()}
     row |= {"lr": state.optimizer.param_groups[0]["lr"], "grad_norm": norm.item()}
     _refuse_nonfinite(state)
     if state.n_bad:

@@ -92,9 +92,9 @@ REFUSED = {
     "seed=-1": "seed must be a whole number from 0",
     "trainer.steps=0": "trainer.steps must be at least 1, but is 0",
     "schedule.warmup=12": "schedule.warmup must be from 0 to trainer.steps - 1 = 11, but is 12",
-    "optimizer.lr=-1": "lr, eps > 0",
-    "optimizer.lr=inf": "lr, eps > 0",
-    "optimizer.lr=nan": "lr, eps > 0",
+    "optimizer.lr=-1": "optimizer.lr must be above 0 and finite",
+    "optimizer.lr=inf": "optimizer.lr must be above 0 and finite",
+    "optimizer.lr=nan": "optimizer.lr must be above 0 and finite",
     "data=text": "needs a text file or a folder",
     "data.path=null": "data.path must be a word",
     "tokenizer=bpee": "There is no tokenizer named 'bpee'. Did you mean 'bpe'?",
@@ -142,13 +142,13 @@ def test_a_prompt_longer_than_a_learned_position_is_refused_before_training() ->
 
 
 def test_aliases_types_and_slots_reach_the_run() -> None:
-    words = ["position.theta=500", "model/norm=layernorm", "model.layers=[{at:-1,mlp:swiglu}]", "trainer.compile=false"]
+    words = ["position.theta=500", "model/norm=layernorm", "model.layers=[{at:-1,mlp:glu}]", "trainer.compile=false"]
     ended = tiny.run("run_dir=r", "trainer.steps=3", *words)
     assert ended.code == 0, ended.err
     config = rundir.read_config(Path("r"))
     assert config.model.position["theta"] == 500.0
     assert config.model.norm["name"] == "layernorm"
-    assert config.model.layers == [{"at": -1, "mlp": "swiglu"}]
+    assert config.model.layers == [{"at": -1, "mlp": "glu"}]
     assert config.trainer.compile == "false"
 
 

@@ -44,6 +44,12 @@ def test_cosine_is_nanogpts() -> None:
     assert [peak * factor(step) for step in range(STEPS)] == pytest.approx([get_lr(step) for step in range(STEPS)])
 
 
+def test_inverse_sqrt_is_vaswanis() -> None:
+    factor, warmup_steps = build("inverse_sqrt"), WARMUP + 1  # the last of them is the peak
+    noam = [min(step**-0.5, step * warmup_steps**-1.5) for step in range(1, STEPS + 1)]
+    assert [factor(step) * warmup_steps**-0.5 for step in range(STEPS)] == pytest.approx(noam)
+
+
 def test_a_constant_stays() -> None:
     assert {build("constant")(step) for step in range(WARMUP, STEPS)} == {1.0}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -58,9 +59,9 @@ class Notes:
 def spoil(state: TrainState, bad_steps: set[int], value: float = math.nan) -> None:
     """Make the loss of some steps not finite."""
 
-    def loss(tokens: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        total, added = state.model.loss(tokens, targets)
-        return (total * value if state.step in bad_steps else total), added
+    def loss(tokens: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        total, added, metrics = state.model.loss(tokens, targets)
+        return (total * value if state.step in bad_steps else total), added, metrics
 
     state.loss = loss
 
@@ -172,6 +173,45 @@ def test_losses_that_parts_add_are_trained_on_and_logged_by_name() -> None:
     losses, _ = train_step(state, batch_of(0))
     assert losses["balance"].item() == pytest.approx(15.0)
     assert (gate.weight < 1).all(), "its gradient reached the optimizer"
+
+
+def test_metrics_that_parts_leave_are_averaged_and_logged_but_not_trained_on() -> None:
+    plain, measured = (tiny.state(batch_size=2, accumulate=2) for _ in range(2))
+    seen: list[float] = []
+
+    def loss(tokens: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        total, added, metrics = measured.model.loss(tokens, targets)
+        seen.append(tokens.float().mean().item())
+        return total, added, {**metrics, "mean_token": tokens.float().mean()}
+
+    measured.loss = loss
+    means, _ = train_step(measured, batch_of(0))
+    assert means["mean_token"].item() == pytest.approx(sum(seen) / 2)
+    train_step(plain, batch_of(0))
+    assert same(weights(plain), weights(measured))
+
+
+def test_each_group_learns_at_its_own_rate() -> None:
+    state = tiny.state(optimizer={"lr": 0.5, "rates": {"embedding": 0.0, "vector": 2.0}}, steps=4)
+    state.schedule = lambda step: 0.1
+    before = weights(state)
+    train_step(state, batch_of(0))
+    rates = {group["role"]: group["lr"] for group in state.optimizer.param_groups}
+    assert rates == {"matrix": 0.05, "embedding": 0.0, "head": 0.05, "vector": 0.1}
+    changed = {name for name, tensor in weights(state).items() if not torch.equal(tensor, before[name])}
+    assert changed == before.keys() - {"token_embedding.weight"}
+
+
+def test_modules_act_after_each_step() -> None:
+    gpt, calls = tiny.state().model, []
+    gpt.blocks[0].mlp.after_step = lambda: calls.append(gpt.head.weight.detach().clone())
+    state = replace(tiny.state(), model=gpt)
+    state.optimizer = torch.optim.SGD(gpt.parameters(), lr=0.1)
+    state.loss = gpt.loss
+    for step in range(2):
+        train_step(state, batch_of(step))
+        assert len(calls) == step + 1
+        assert torch.equal(calls[-1], gpt.head.weight), "after the step, not before"
 
 
 class Synced(Exception):
