@@ -100,12 +100,8 @@ class GPT(nn.Module):
         """Where the tokens stand after those that `cache` has seen, which from now on include them."""
         cache = cache or Cache([])
         index = torch.arange(cache.length, cache.length + tokens.shape[1], device=tokens.device)[None]
+        _check_length(self.position.limit, cache.length + tokens.shape[1])
         cache.length += tokens.shape[1]
-        if self.position.limit is not None and cache.length > self.position.limit:
-            raise ConfigError(
-                f"This position encoding knows {self.position.limit} positions, but token {cache.length} was asked "
-                "for: feed fewer tokens, or train with position=rope, alibi or none."
-            )
         if not self.config.document_mask:
             return Context(index)
         ends = torch.eq(tokens, self.config.separator or 0).long()  # a separator is the last token of its document
@@ -176,6 +172,15 @@ def _shape(config: ModelConfig, layer: int = 0) -> Shape:
         n_embd=config.n_embd, n_head=config.n_head, block_size=config.block_size, n_layer=config.n_layer, layer=layer,
         dropout=config.dropout, bias=config.bias, init_std=config.init_std,
     )  # fmt: skip
+
+
+def _check_length(limit: int | None, length: int) -> None:
+    """ConfigError where the position encoding ends before the last token."""
+    if limit is not None and length > limit:
+        raise ConfigError(
+            f"This position encoding knows {limit} positions, but token {length} was asked for: "
+            "feed fewer tokens, or train with position=rope, alibi or none."
+        )
 
 
 def _check_documents(model: GPT, config: ModelConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from gptlab.compiling import maybe_compile
 from gptlab.components.attention import trait
 from gptlab.components.attention.choice import fastest, substitute
 from gptlab.components.attention.softmax import SoftmaxAttention
-from gptlab.config import ModelConfig, RunConfig, require, to_dict
+from gptlab.config import RunConfig, require, to_dict
 from gptlab.cost import flops_per_token
 from gptlab.data import Dataset
 from gptlab.display import Display, make_display
@@ -78,8 +79,11 @@ def go_on(wanted: str, changes: Mapping[str, Any]) -> tuple[Status, Path]:
 def check(config: RunConfig) -> None:
     """Build everything without storage and text: what cannot be is refused before a file is read or written."""
     choose_precision(config.trainer.precision, choose_device(config.trainer.device))
+    known = dataclasses.replace(config.model, vocab_size=config.model.vocab_size or 1)
+    if known.document_mask and known.separator is None:
+        known.separator = 0  # the tokenizer's, which is not known yet
     with torch.device("meta"), contextlib.suppress(RuntimeError):  # a part that needs storage is built with it, later
-        GPT(ModelConfig(**{**vars(config.model), "vocab_size": config.model.vocab_size or 1}))
+        GPT(known)
     registry.build("optimizer", config.optimizer, [{"params": [torch.nn.Parameter(torch.zeros(1))]}])
     registry.build("schedule", config.schedule, config.trainer.steps)
 
