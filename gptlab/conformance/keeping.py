@@ -60,7 +60,7 @@ def every_option_changes_the_output(case: Case) -> str:
         usual = {**case.spec, **beside(cls, option)}
         tried = [{**usual, option.name: value} for value in second_values(cls, option)]
         legal = [spec for spec in tried if refusal(with_slot(case.config, case.slot, spec)) is None]
-        if not tried or (not legal and option.name not in refused):
+        if not tried or (not legal and option.name not in refused | neutral):
             raise LawBroken(how_to_give(option.name))
         if legal and option.name in refused:
             raise LawBroken(f"option {option.name!r} is declared as refused, but {legal[0]} is accepted.")
