@@ -94,11 +94,11 @@ def with_slot(config: ModelConfig, slot: str, spec: Any) -> ModelConfig:
 def second_values(cls: type, option: Option) -> list[Any]:
     """Values to try for an option, not the one it has: the class's `examples` first, else guesses from its type."""
     declared = getattr(cls, "examples", {})
-    if option.name in declared:
+    if option.name in declared and option.default is not MISSING:
         return [declared[option.name]]
     guesses = list(option.choices)
     for kind in get_args(option.type) or (option.type,):
-        guesses += _guesses(kind, option.default)
+        guesses += _guesses(kind, _value(cls, option))
     return [guess for guess in guesses if guess != _value(cls, option)]
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from gptlab.components.position.hooks import Position, Term
 from gptlab.components.shape import Shape
+from gptlab.errors import ConfigError
 from gptlab.registry import register
 
 
@@ -19,9 +21,18 @@ class ALiBi(Position):
     relative = True
     slopes: Tensor
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        *,
+        max_bias: Annotated[float, "the gentlest slope is 2^-max_bias"] = 8.0,
+        scale: Annotated[float, "factor of all slopes; Falcon's is 1 / sqrt(head size)"] = 1.0,
+    ) -> None:
         super().__init__(shape)
-        self.register_buffer("slopes", torch.tensor(slopes(shape.n_head)), persistent=False)
+        for name, value in (("max_bias", max_bias), ("scale", scale)):
+            if not value > 0:
+                raise ConfigError(f"position.{name} must be above 0, but is {value}.")
+        self.register_buffer("slopes", scale * torch.tensor(slopes(shape.n_head, max_bias)), persistent=False)
 
     def terms(self) -> tuple[Term, ...]:
         """-slope[head] * distance."""
@@ -32,8 +43,8 @@ class ALiBi(Position):
         return -self.slopes[head] * (q_pos - k_pos)
 
 
-def slopes(n_head: int) -> list[float]:
-    """2^(-8/n), 2^(-16/n), ... for a power of two n; else those of the one below and every other one of twice it."""
+def slopes(n_head: int, max_bias: float = 8.0) -> list[float]:
+    """2^(-m/n), 2^(-2m/n), ... for a power of two n; else those of the one below and every other one of twice it."""
     n = 2 ** math.floor(math.log2(n_head))
-    first = [2 ** (-8 * (i + 1) / n) for i in range(n)]
-    return first + [2 ** (-4 * (2 * i + 1) / n) for i in range(n_head - n)]
+    first = [2 ** (-max_bias * (i + 1) / n) for i in range(n)]
+    return first + [2 ** (-max_bias / 2 * (2 * i + 1) / n) for i in range(n_head - n)]

@@ -30,6 +30,7 @@ class Position(nn.Module):
     limit: int | None = None
     relative: bool = False
     pointwise: bool = True
+    score_factor: float = 1.0  # of all scores: a scaling may sharpen attention by it
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
