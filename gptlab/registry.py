@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from gptlab.errors import ConfigError, did_you_mean
 
 T = TypeVar("T", bound=type)
+NO_STARS = "options are written out by name; ** stands for those of the class it extends, which has none."
 
 
 @dataclass(frozen=True)
@@ -114,11 +115,14 @@ def options(cls: type) -> dict[str, Option]:
     ConfigError for an option that has no type, and for `**options` that no base writes out.
     """
     found: dict[str, Option] = {}
-    for owner in _constructors(cls):
+    owners = list(_constructors(cls))
+    for owner in owners:
         hints = get_type_hints(vars(owner)["__init__"], include_extras=True)
         for parameter in inspect.signature(vars(owner)["__init__"]).parameters.values():
             if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in found:
                 found[parameter.name] = _option(cls, parameter, hints)
+    if len(owners) > 1 and not any(_writes_options(owner) for owner in owners[1:]):
+        raise ConfigError(f"{_full_name(cls)}: {NO_STARS}")
     return found
 
 
@@ -187,7 +191,12 @@ def _constructors(cls: type) -> Iterator[type]:
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             return
     if "__init__" in {name for base in cls.__mro__ if base is not object for name in vars(base)}:
-        raise ConfigError(f"{_full_name(cls)}: options are written out by name, so ** cannot stand for any.")
+        raise ConfigError(f"{_full_name(cls)}: {NO_STARS}")
+
+
+def _writes_options(cls: type) -> bool:
+    parameters = inspect.signature(vars(cls)["__init__"]).parameters.values()
+    return any(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters)
 
 
 def _option(cls: type, parameter: inspect.Parameter, hints: Mapping[str, Any]) -> Option:

@@ -31,7 +31,7 @@ def test_whole_writes_every_option_of_every_variant_and_absolute_paths() -> None
 
 
 def test_a_config_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
-    rules = [{"at": "1::2", "attention": {"window": 4}}, {"at": -1, "mlp": "swiglu"}]
+    rules = [{"at": "1::2", "attention": {"window": 4}}, {"at": -1, "mlp": "glu"}]
     before = rundir.whole(config(name="ünïcode", seed=2**62, model=ModelConfig(layers=rules, vocab_size=9)))
     rundir.write(tmp_path / "r", before, ByteTokenizer(), {"overrides": ["seed=3"]})
     assert rundir.read_config(tmp_path / "r") == before

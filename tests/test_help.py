@@ -99,9 +99,9 @@ CANDIDATES = {
     "gptlab tr": {"train"},
     "gptlab train model/att": {"model/attention="},
     "gptlab train model/attention=fl": {"model/attention=flash", "model/attention=flex"},
-    "gptlab train -m model/norm=layernorm,rms": {"model/norm=layernorm,rmsnorm"},
+    "gptlab train -m model/norm=layernorm,sc": {"model/norm=layernorm,scalenorm"},
     "gptlab train model=l": {"model=llama"},
-    "gptlab train model/norm=layernorm_": {"model/norm=layernorm_nobias"},
+    "gptlab train model/norm=layernorm_nob": {"model/norm=layernorm_nobias"},
     "gptlab train position.th": {"position.theta="},
     "gptlab train trainer.st": {"trainer.steps="},
     "gptlab train experiment=big": {"experiment=bigram"},
@@ -140,7 +140,7 @@ def test_a_shell_without_a_script_is_refused() -> None:
 @pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
 @pytest.mark.parametrize(
     "line, reply",
-    [("gptlab train position=al", "alibi"), ("gptlab train model/norm=rm", "rmsnorm"), ("gptlab tra", "train")],
+    [("gptlab train position=al", "alibi"), ("gptlab train model/norm=sc", "scalenorm"), ("gptlab tra", "train")],
 )
 def test_bash_completes_the_word(line: str, reply: str, home: Path) -> None:
     script = f"""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from gptlab import registry
+from gptlab.components.attention import trait
 from gptlab.conformance.cases import Case, beside, how_to_give, refusal, second_values, with_slot
 from gptlab.conformance.law import EXACT, first, law
 from gptlab.conformance.probes import (
@@ -23,11 +24,13 @@ from gptlab.seeds import seeded
 
 
 def _shows(case: Case, usual: dict[str, Any], spec: dict[str, Any]) -> bool:
-    """Whether two specs of the variant give other logits, in evaluation or in training."""
+    """Whether two specs of the variant give other logits, in evaluation or in training, or add other losses."""
     cases = [dataclasses.replace(case, config=with_slot(case.config, case.slot, each)) for each in (usual, spec)]
     (one, other), tokens = (each.model() for each in cases), case.tokens()
-    modes = (False, True)
-    return any(difference(*(logits_of(model, tokens, mode) for model in (one, other))) > EXACT for mode in modes)
+    if any(difference(*(logits_of(model, tokens, mode) for model in (one, other))) > EXACT for mode in (False, True)):
+        return True
+    (added, others) = (model.loss(tokens, tokens)[1] for model in (one, other))
+    return added.keys() != others.keys() or any(difference(x, others[name]) > EXACT for name, x in added.items())
 
 
 @law()
@@ -37,8 +40,11 @@ def every_parameter_learns_or_is_declared_inert(case: Case) -> str:
     with seeded("a law"):
         model.loss(tokens, case.tokens(seed=1))[0].backward()
     inert = dict(declared_inert(model))
+    deaf = any(trait(attention, "honours") is None for attention in model.attentions)  # it may use no position at all
     largest = max(float(p.grad.abs().max()) for p in model.parameters() if p.grad is not None)
     for name, parameter in model.named_parameters():
+        if deaf and "position." in name:
+            continue
         gradient = torch.zeros(()) if parameter.grad is None else parameter.grad
         if not gradient.isfinite().all():
             raise LawBroken(f"{name} has a gradient that is not finite: look for divisions, and rows that see nothing.")

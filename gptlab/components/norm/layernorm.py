@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import torch
 import torch.nn as nn
 
 from gptlab.registry import register
@@ -17,7 +18,10 @@ class LayerNorm(nn.LayerNorm):
         self,
         size: int,
         *,
-        bias: Annotated[bool, "add a learned bias after the gain"] = True,
+        weight: Annotated[bool, "multiply by a learned gain"] = True,
+        bias: Annotated[bool, "add a learned bias"] = True,
         eps: Annotated[float, "added to the variance"] = 1e-5,
     ) -> None:
-        super().__init__(size, eps=eps, bias=bias)
+        super().__init__(size, eps=eps, elementwise_affine=weight, bias=bias)
+        if bias and not weight:  # torch has a bias only beside a gain
+            self.bias = nn.Parameter(torch.zeros(size))
