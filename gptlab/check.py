@@ -13,32 +13,21 @@ from gptlab import exits
 def main(argv: list[str]) -> None:
     """Parse, then print one table, or JSON."""
     parser = argparse.ArgumentParser(prog="gptlab check", description=__doc__.partition(": ")[2])
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="attention/flash, or flash; plugins=[./mine.py] adds its own"
-    )
+    names = "attention/flash, or flash; plugins=[./mine.py] adds its own"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=names)
     parser.add_argument("--all", action="store_true", help="every registered variant")
     parser.add_argument("--cases", action="store_true", help="a row for every case, not only for the broken ones")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="variants at a time")
     options = parser.parse_args(argv)
-    from rich.console import Console
-    from rich.progress import track
-
     from gptlab import conformance
 
-    variants = conformance.choose(options.names, options.all)
-    jobs = max(1, min(options.jobs, len(variants)))
-    groups = conformance.check_side_by_side(variants, conformance.plugins_in(options.names), jobs)
-    if jobs == 1:
-        groups = (list(conformance.check([variant])) for variant in variants)
-    shown = track(groups, "holding to the laws", len(variants), console=Console(stderr=True), transient=True)
-    order = {f"{slot}/{name}": number for number, (slot, name) in enumerate(variants)}
-    verdicts = sorted((verdict for group in shown for verdict in group), key=lambda v: order[v.variant])
+    verdicts = conformance.check_side_by_side(options.names, options.all, max(1, options.jobs))
     broken = [verdict for verdict in verdicts if not verdict.holds]
     if options.json:
         print(json.dumps([verdict.to_dict() for verdict in verdicts], indent=1))
     else:
-        Console().print(conformance.table(verdicts, options.cases))
+        conformance.show(verdicts, options.cases)
         print(f"{len(verdicts) - len(broken)} of {len(verdicts)} verdicts hold.")
     sys.exit(1 if broken else 0)
 

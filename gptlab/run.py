@@ -16,7 +16,7 @@ from gptlab import checkpoint, data, ngram, registry, report, rundir, rundirs
 from gptlab.compiling import maybe_compile
 from gptlab.components.attention import trait
 from gptlab.components.attention.choice import fastest, substitute
-from gptlab.components.attention.softmax import SoftmaxAttention
+from gptlab.components.attention.planned import Planned
 from gptlab.config import RunConfig, require, to_dict
 from gptlab.cost import flops_per_token
 from gptlab.data import Dataset
@@ -317,7 +317,7 @@ class Run:
         """How attention is computed, where that is not what was named: chosen here, or another in its place."""
         state, notes = self.state, []
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(state.precision, torch.float32)
-        for mixer in (module for module in state.model.modules() if isinstance(module, SoftmaxAttention)):
+        for mixer in (module for module in state.model.modules() if isinstance(module, Planned)):
             kernel = mixer.kernel
             if kernel.name == "auto":
                 kernel, why = fastest(mixer.plan, state.device, dtype, state.model.config.block_size)

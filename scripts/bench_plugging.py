@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -23,7 +24,7 @@ from torch import Tensor
 from gptlab import GPT, ModelConfig
 from gptlab.hardware import describe, versions
 
-SIZES = {"vocab_size": 50257, "block_size": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768}
+SIZES: dict[str, Any] = {"vocab_size": 50257, "block_size": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768}
 
 
 class Layer(nn.Module):
@@ -102,7 +103,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=12)
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     options = parser.parse_args()
-    parts = {"attention": "flash", "position": "learned", "norm": "layernorm", "block": "prenorm"}
+    parts: dict[str, Any] = {"attention": "flash", "position": "learned", "norm": "layernorm", "block": "prenorm"}
     mlp = {"name": "plain", "activation": "gelu_tanh"}
     ours = GPT(ModelConfig(**SIZES, **parts, mlp=mlp, bias=True, tie_weights=True))
     hand = copied(ours)

@@ -11,6 +11,10 @@ from multiprocessing import get_context
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
 
 from gptlab import plugins, registry
 from gptlab.conformance import arithmetic, keeping, sight  # noqa: F401  (these imports write the laws)
@@ -19,7 +23,7 @@ from gptlab.conformance.law import LAWS, Law
 from gptlab.conformance.probes import LawBroken
 from gptlab.errors import ConfigError, did_you_mean
 
-__all__ = ["LAWS", "SLOTS", "Case", "Law", "LawBroken", "Verdict", "cases_for", "check", "choose", "judge", "table"]
+__all__ = ["LAWS", "SLOTS", "Case", "Law", "LawBroken", "Verdict", "cases_for", "check", "choose", "judge", "show"]
 
 SLOW_PATHS = ("flex_attention called without torch.compile", "Mismatch dtype between input and weight")
 
@@ -107,18 +111,22 @@ def check(variants: Iterable[tuple[str, str]], watch: Callable[[str], None] = la
                 yield judge(case, law)
 
 
-def check_side_by_side(
-    variants: Sequence[tuple[str, str]], plugin_names: Sequence[str], jobs: int
-) -> Iterator[list[Verdict]]:
-    """The verdicts of each variant as it is done, `jobs` variants at a time, each in a process with one thread."""
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_begin, initargs=(list(plugin_names),))
-    with pool:
-        waiting = [pool.submit(_check_one, variant) for variant in variants]
+def check_side_by_side(words: Sequence[str], everything: bool, jobs: int) -> list[Verdict]:
+    """The verdicts of all variants that a command line names, `jobs` at a time in processes with one thread each."""
+    variants = choose(words, everything)
+    order = {f"{slot}/{name}": number for number, (slot, name) in enumerate(variants)}
+    begin = (plugins_in(words),)
+    pool = ProcessPoolExecutor(min(jobs, len(variants)), get_context("spawn"), initializer=_begin, initargs=begin)
+    found: list[Verdict] = []
+    with pool, Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("holding to the laws", total=len(variants))
         try:
-            for done in as_completed(waiting):
-                yield done.result()
+            for done in as_completed([pool.submit(_check_one, variant) for variant in variants]):
+                found += done.result()
+                progress.advance(bar)
         finally:
             pool.shutdown(cancel_futures=True)
+    return sorted(found, key=lambda verdict: order[verdict.variant])
 
 
 def _begin(plugin_names: list[str]) -> None:
@@ -131,11 +139,8 @@ def _check_one(variant: tuple[str, str]) -> list[Verdict]:
     return list(check([variant]))
 
 
-def table(verdicts: Sequence[Verdict], every_case: bool = False) -> Any:
-    """A rich table: for each law the broken cases, or in how many it holds; `every_case` gives each case a row."""
-    from rich.markup import escape
-    from rich.table import Table
-
+def show(verdicts: Sequence[Verdict], every_case: bool = False) -> None:
+    """Print a table: for each law the broken cases, or in how many it holds; `every_case` gives each case a row."""
     groups: dict[str, dict[str, list[Verdict]]] = {}
     for verdict in verdicts:
         groups.setdefault(verdict.variant, {}).setdefault(verdict.law, []).append(verdict)
@@ -150,7 +155,7 @@ def table(verdicts: Sequence[Verdict], every_case: bool = False) -> Any:
                 rows.add_row(sentence, "holds" if v.holds else "[bold red]BROKEN[/]", escape(f"{v.case}: {v.note}"))
             if not shown:
                 rows.add_row(sentence, "holds", members[0].note if len(members) == 1 else f"{len(members)} cases")
-    return rows
+    Console().print(rows)
 
 
 def _registered() -> list[tuple[str, str]]:

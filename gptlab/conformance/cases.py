@@ -57,6 +57,16 @@ class Case:
         generator = torch.Generator().manual_seed(seed_of("tokens", seed))
         return torch.randint(self.config.vocab_size or 1, size, generator=generator)
 
+    @functools.cached_property
+    def untouched(self) -> GPT:
+        """The model as it is built, for what its parts say of themselves."""
+        return self.model(noise=0)
+
+    @functools.cached_property
+    def bare(self) -> bool:
+        """Whether its parts allow position none."""
+        return refusal(dataclasses.replace(self.config, position="none")) is None
+
     @property
     def spec(self) -> dict[str, Any]:
         """The variant's own spec: its name and the options that differ from their defaults."""

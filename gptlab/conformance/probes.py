@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from gptlab.components.attention import trait
-from gptlab.components.attention.softmax import SoftmaxAttention
+from gptlab.components.attention.planned import Planned
 from gptlab.config import as_spec
 from gptlab.model import GPT
 from gptlab.seeds import seed_of, seeded
@@ -73,15 +73,15 @@ def influence(model: GPT, tokens: Tensor, i: int) -> Tensor:
     return gradient.abs().amax(dim=(0, 2))
 
 
-def softmax_mixers(model: GPT) -> list[SoftmaxAttention]:
+def softmax_mixers(model: GPT) -> list[Planned]:
     """The attentions that compute a plan on a kernel."""
-    return [module for module in model.modules() if isinstance(module, SoftmaxAttention)]
+    return [module for module in model.modules() if isinstance(module, Planned)]
 
 
 def visible_from(attention: nn.Module, i: int, n_tokens: int) -> Tensor:
     """Which of n tokens the i-th may see, (n,), by the attention's plan or by the reach that it declares."""
     at = torch.arange(n_tokens)
-    if isinstance(attention, SoftmaxAttention):
+    if isinstance(attention, Planned):
         return attention.plan.visible(torch.tensor(i), at)
     return (at <= i) & (i - at < trait(attention, "reach"))
 

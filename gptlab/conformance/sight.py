@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 
 from gptlab.components.attention import trait
 from gptlab.components.context import Cache
 from gptlab.config import as_spec
-from gptlab.conformance.cases import Case, refusal
+from gptlab.conformance.cases import Case
 from gptlab.conformance.law import EXACT, SEEN, TURNED, law
 from gptlab.conformance.probes import (
     at_least,
@@ -25,27 +23,21 @@ from gptlab.conformance.probes import (
 
 def _all_say(case: Case, name: str) -> bool:
     """Whether every attention of the case has a trait."""
-    return all(trait(attention, name) for attention in case.model(noise=0).attentions)
-
-
-def _without_position(case: Case) -> Case | None:
-    """The case with position none; None where its parts refuse that."""
-    config = dataclasses.replace(case.config, position="none")
-    return dataclasses.replace(case, config=config) if refusal(config) is None else None
+    return all(trait(attention, name) for attention in case.untouched.attentions)
 
 
 def _knows_no_order(case: Case) -> bool:
     """Whether nothing but the position encoding can tell the order of tokens."""
     if case.slot == "position" and not is_none(case.config.position):
         return False
-    unlimited = all(trait(a, "reach") is None for a in case.model(noise=0).attentions)
-    return unlimited and _all_say(case, "orderless") and _without_position(case) is not None
+    unlimited = all(trait(a, "reach") is None for a in case.untouched.attentions)
+    return unlimited and _all_say(case, "orderless") and case.bare
 
 
 def _position_may_go(case: Case) -> bool:
     """Whether a position is there, is honoured by attentions that say so, and could be left out."""
-    says = all(trait(a, "honours") is not None for a in case.model(noise=0).attentions)
-    return says and not is_none(case.config.position) and _without_position(case) is not None
+    says = all(trait(a, "honours") is not None for a in case.untouched.attentions)
+    return says and not is_none(case.config.position) and case.bare
 
 
 @law()
@@ -75,9 +67,7 @@ def no_gradient_flows_from_the_past_to_the_future(case: Case) -> str:
     return f"largest gradient {worst:.1e}"
 
 
-@law(
-    lambda case: case.slot == "attention" and any(trait(a, "reach") is not None for a in case.model(noise=0).attentions)
-)
+@law(lambda case: case.slot == "attention" and any(trait(a, "reach") is not None for a in case.untouched.attentions))
 def a_token_looks_back_exactly_as_far_as_it_says(case: Case) -> str:
     """Of one layer, a token feels those that its reach, window or chunk lets it see, and no other."""
     model, tokens = case.model(n_layer=1), case.tokens()
@@ -126,11 +116,7 @@ def a_position_that_is_accepted_has_an_effect(case: Case) -> str:
     return f"changes the logits by {moved:.1e}"
 
 
-@law(
-    lambda case: (
-        case.model(noise=0).position.relative and _all_say(case, "orderless") and _all_say(case, "relative")
-    )
-)
+@law(lambda case: case.untouched.position.relative and _all_say(case, "orderless") and _all_say(case, "relative"))
 def a_relative_position_sees_distances_alone(case: Case) -> str:
     """The same tokens, 17 positions later, have the same logits."""
     model, tokens = case.model(), case.tokens()

@@ -10,6 +10,7 @@ from torch import Tensor
 from gptlab.components.attention.kernels import FLEX, KERNELS, MATH, SDPA, Kernel
 from gptlab.components.attention.plan import Plan
 from gptlab.errors import ConfigError
+from gptlab.registry import label
 
 KernelName = Annotated[Literal["auto", "math", "sdpa", "flex"], "how it is computed; auto: by device, type and length"]
 ATTENTION_OF = {"math": "vanilla", "sdpa": "flash", "flex": "flex"}  # the softmax mixer on each kernel
@@ -32,7 +33,8 @@ def choose(name: str, plan: Plan, by_option: bool = False) -> Kernel:
             who = f"attention {ATTENTION_OF[name]!r}"
             way_out = f"choose model/attention={' or '.join(sorted(ATTENTION_OF[other] for other in able))}"
         without = " and ".join(map(_do_without, missing))
-        raise ConfigError(f"{who} cannot do {' and '.join(missing)}: {way_out}, or {without}.")
+        lacking = " and ".join(_whose(word, plan) for word in missing)
+        raise ConfigError(f"{who} cannot do {lacking}: {way_out}, or {without}.")
     return kernel
 
 
@@ -69,6 +71,12 @@ def _by_speed(plan: Plan, device_type: str, dtype: torch.dtype, n_seen: int) -> 
     if device_type == "cpu" and dtype is torch.bfloat16 and n_seen <= LONG:
         return MATH, SDPA, FLEX
     return SDPA, MATH, FLEX
+
+
+def _whose(word: str, plan: Plan) -> str:
+    """A need; with the positions that have it where it is theirs, whose methods terms are."""
+    positions = sorted({label("position", getattr(term, "__self__", term)) for term in plan.terms})
+    return f"the {word} of position {' and '.join(map(repr, positions))}" if "terms" in word else word
 
 
 def _do_without(word: str) -> str:

@@ -24,7 +24,7 @@ Sublayer = Callable[[Tensor], Tensor]
 
 
 class Connection(nn.Module):
-    """How one sublayer reads n streams and writes to them, the same for every token. Zhu et al. 2024, equation 2.
+    """How one sublayer reads n streams and writes to them, the same for every token. Zhu et al. 2024.
 
     It begins as a residual connection: sublayer `place` reads stream `place` mod n and adds to all, which stay apart.
     """
@@ -48,7 +48,7 @@ class Connection(nn.Module):
 
 
 class DynamicConnection(Connection):
-    """Weights to which each token adds its own, bounded by a learned scale. Zhu et al. 2024, equations 10 to 13."""
+    """Weights to which each token adds its own, bounded by a learned scale. Zhu et al. 2024."""
 
     def __init__(self, n_stream: int, place: int, n_embd: int, norm: nn.Module) -> None:
         super().__init__(n_stream, place)
