@@ -54,7 +54,8 @@ def candidates(line: str) -> list[str]:
     elif before[0] == "completion":
         found = list(SCRIPTS)
     else:
-        found = [f"{e.slot}/{e.name}" for e in catalogue.entries()]
+        slots = list(SLOTS) if before[0] == "list" else []
+        found = [*slots, *(f"{e.slot}/{e.name}" for e in catalogue.entries())]
     return sorted(x for x in found if x.startswith(word))
 
 

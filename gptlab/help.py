@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gptlab import catalogue, conf_dir
+from gptlab import catalogue
+from gptlab import presets as kept
+from gptlab.cards import default_of, kind_of
 from gptlab.config import ModelConfig, RunConfig, TrainerConfig
 from gptlab.registry import SLOTS
 
@@ -21,6 +23,7 @@ VERBS = {
     "train": "train a model, watch it, and let it write",
     "sample": "let the model of a run write",
     "evaluate": "loss, perplexity and bits per byte of a run on a split or a text",
+    "list": "what there is to choose from, and the card of a variant",
     "check": "hold variants, your own included, to the laws",
     "completion": "print the completion script of a shell: bash, zsh or fish",
 }
@@ -90,20 +93,12 @@ def show_options(console: Console, entries: list[catalogue.Entry]) -> None:
 
 
 def presets(group: str) -> list[tuple[str, str]]:
-    """The YAML files of a group and the comment that opens each."""
-    folder = conf_dir.find() / group
-    return [(path.stem, _opening(path)) for path in sorted(folder.glob("*.yaml"))]
-
-
-def _opening(path: Path) -> str:
-    comments = (line.lstrip("# ") for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
-    return next((line for line in comments if not line.startswith("@package")), "")
+    """The presets of a group and the comment that opens each."""
+    return [(preset.name, preset.meaning) for preset in kept.of(group)]
 
 
 def _with_default(option: catalogue.Written) -> str:
-    default = {"None": "null", "": "required"}.get(option.default, option.default.strip("'"))
-    kind = option.type.replace("None", "null").replace("Literal[", "one of ").rstrip("]").replace("'", "")
-    return f"= {default}  {option.meaning} ({kind})"
+    return f"= {default_of(option)}  {option.meaning} ({kind_of(option)})"
 
 
 def _with_options(entry: catalogue.Entry, node: str) -> str:

@@ -95,14 +95,14 @@ def test_a_file_that_cannot_be_parsed_is_passed_over(home: Path) -> None:
 
 
 CANDIDATES = {
-    "gptlab ": {"train", "sample", "evaluate", "check", "completion"},
+    "gptlab ": {"train", "sample", "evaluate", "list", "check", "completion"},
     "gptlab tr": {"train"},
     "gptlab train model/att": {"model/attention="},
     "gptlab train model/attention=fl": {"model/attention=flash", "model/attention=flex"},
     "gptlab train -m model/norm=layernorm,sc": {"model/norm=layernorm,scalenorm"},
     "gptlab train model=l": {"model=llama"},
     "gptlab train model/norm=layernorm_nob": {"model/norm=layernorm_nobias"},
-    "gptlab train position.th": {"position.theta="},
+    "gptlab train position.th": {"position.theta=", "position.threshold="},
     "gptlab train trainer.st": {"trainer.steps="},
     "gptlab train experiment=big": {"experiment=bigram"},
     "gptlab train position=alibi position.th": set(),

@@ -15,7 +15,7 @@ from gptlab.components.context import Context, KVCache
 from gptlab.components.position import Position
 from gptlab.components.shape import Shape
 from gptlab.errors import ConfigError
-from gptlab.registry import register
+from gptlab.registry import label, register
 
 
 class SoftmaxAttention(Planned):
@@ -146,7 +146,10 @@ def _check_norm(position: Position, spec: Any, over: str, after: bool) -> None:
     if spec is None and (over != "head" or after):
         raise ConfigError("qk_norm_over and qk_norm_after are about qk_norm, but there is none: set qk_norm=rmsnorm.")
     if after and "rotate" not in position.acts:
-        raise ConfigError("qk_norm_after=true is about rotation, but this position rotates nothing: leave it out.")
+        raise ConfigError(
+            f"qk_norm_after=true is about rotation, but position {label('position', position)!r} rotates nothing: "
+            "choose position=rope, or leave qk_norm_after out."
+        )
 
 
 def _biases(said: bool | str, gate: str) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""Output norm: x + norm(part(x)), twice: what is added is normalized, not what is read. OLMo 2 2025, arXiv:2501.00656."""
+"""Output norm: x + norm(part(x)), twice: what is added is normalized, not what is read. OLMo 2025, arXiv:2501.00656."""
 
 from __future__ import annotations
 
