@@ -115,7 +115,7 @@ def _card(entry: Entry, extra: tuple[Path, ...], beside: list[presets.Preset]) -
         cited,
         _needs(entry, source),
         tuple(sorted(says("refuses") or ())),
-        says("reference") or "",
+        source.checked_against if source else "",
         entry.options,
         tuple(preset for preset in beside if preset.variant == entry.name),
         today,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,12 @@ class Source:
                 if isinstance(item, ast.Assign | ast.AnnAssign) and name in _targets(item):
                     return _literal(item.value)
         return None
+
+    @property
+    def checked_against(self) -> str:
+        """What the class's docstring says it is checked against; empty where it does not say."""
+        found = re.search(r"Checked against (.+?)\.\s*$", ast.get_docstring(self.node) or "", re.DOTALL)
+        return " ".join(found[1].split()) if found else ""
 
     def defines(self, method: str) -> bool:
         """Whether the class or one that it extends has a method, the bases of its slot (Attention, Position) aside."""

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -121,7 +122,7 @@ def test_no_file_is_a_drawer_for_odds_and_ends() -> None:
 
 
 def test_a_door_is_short() -> None:
-    for name in ("train", "sample", "evaluate", "check"):
+    for name in ("train", "sample", "evaluate", "check", "list"):
         assert (PACKAGE / f"{name}.py").read_text("utf-8").count("\n") <= 45
 
 
@@ -150,3 +151,33 @@ def test_a_component_file_is_named_as_it_is_registered() -> None:
 def test_importing_gptlab_imports_neither_torch_nor_hydra() -> None:
     code = "import gptlab, sys; assert not {'torch', 'hydra', 'wandb', 'transformers', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+FAMILIES = re.compile(
+    r"gpt.?[2j]|gpt.?neo|gpt.?oss|openai|llama(?!3)|mistral|mixtral|qwen|gemma|falcon|bloom|\bmpt\b|granite|cohere|olmo"
+    r"|\bphi-|stablelm|deepseek|\bopt\b|bigcode",
+    re.IGNORECASE,
+)
+
+
+def _code_lines(path: Path) -> Iterator[str]:
+    """The lines of a file that are no docstring."""
+    documented: set[int] = set()
+    for node in ast.walk(TREES[path]):
+        body = getattr(node, "body", None)
+        first = body[0] if isinstance(body, list) and body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+            documented |= set(range(first.lineno, (first.end_lineno or 0) + 1))
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        if number not in documented:
+            yield line
+
+
+PARTS = [path for path in FILES if room(path) in ("model.py", "trainer.py", "components/")]
+
+
+@pytest.mark.parametrize("path", PARTS, ids=identify)
+def test_no_part_knows_a_family_of_models(path: Path) -> None:
+    """Families are options and presets; llama3 is the name of a way to stretch RoPE."""
+    named = [line for line in _code_lines(path) if FAMILIES.search(line) and "Llama3" not in line]
+    assert named == []

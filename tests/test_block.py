@@ -149,9 +149,10 @@ def test_parts_that_are_none_leave_no_parameters_behind(block: str) -> None:
         assert [name for name, _ in without.named_parameters() if f".{slot}" in name] == []
 
 
-def test_residual_dropout_acts_on_what_a_sublayer_adds() -> None:
+@pytest.mark.parametrize("attend, think", [(1.0, 0.0), (0.0, 1.0)])
+def test_residual_dropout_acts_once_on_what_a_sublayer_adds(attend: float, think: float) -> None:
     shape = Shape(n_embd=C, n_head=H, block_size=T, dropout=0.5)
-    parts = Parts(Twice(1.0), Twice(0.0), lambda: nn.Identity())  # type: ignore[arg-type]
+    parts = Parts(Twice(attend), Twice(think), lambda: nn.Identity())  # type: ignore[arg-type]
     block = registry.build("block", "prenorm", shape, parts).train()
     x = torch.randn(B, T, C)
     added = block(x, Context(positions=POSITIONS)) - x

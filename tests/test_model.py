@@ -19,7 +19,8 @@ SMALL: dict[str, Any] = {"vocab_size": 11, "block_size": 16, "n_layer": 3, "n_he
 GPT2: dict[str, Any] = {
     "vocab_size": 50257, "block_size": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768, "bias": True,
     "tie_weights": True,
-    "attention": "flash", "position": "learned", "norm": "layernorm", "mlp": {"name": "plain", "activation": "gelu_tanh"},
+    "attention": "flash", "position": "learned", "norm": "layernorm",
+    "mlp": {"name": "plain", "activation": "gelu_tanh"},
 }  # fmt: skip
 
 

@@ -163,6 +163,11 @@ def test_yarn_splits_deepseeks_magnitude_between_what_turns_and_all_scores() -> 
     assert split.magnitude == 1
     assert split.score_factor == pytest.approx((0.1 * math.log(40) + 1) ** 2)
     assert whole.magnitude**2 * whole.score_factor == pytest.approx(split.score_factor)
+    one, other = (registry.build("attention", "vanilla", SHAPE, each).eval() for each in (split, whole))
+    other.load_state_dict(one.state_dict())
+    h, context = torch.randn(B, T, C), Context(positions=POSITIONS)
+    close(one(h, context).detach(), other(h, context).detach(), 1e-6)
+    assert one.plan.scale == pytest.approx(split.score_factor / math.sqrt(D))
 
 
 @pytest.mark.parametrize(("original", "divisor"), [(10**9, 1.0), (1, 4.0)])
@@ -292,6 +297,16 @@ def test_attention_adds_the_term_to_its_scores(spec: Any, formula: Any, kernel: 
     module = registry.build("attention", kernel, SHAPE, encoding).eval()
     q, k, v = (linear(x).unflatten(-1, (H, D)).transpose(1, 2) for linear in (module.q, module.k, module.v))
     scores = q @ k.mT / math.sqrt(D) + dense(encoding)
+    weights = torch.softmax(scores.masked_fill(torch.ones(T, T).triu(1) > 0, -math.inf), -1)
+    wanted = module.proj((weights @ v).transpose(1, 2).flatten(2))
+    close(module(x, Context(positions=POSITIONS)).detach(), wanted.detach())
+
+
+def test_a_term_is_added_to_scores_that_are_capped_already() -> None:
+    encoding, x = position("alibi"), torch.randn(B, T, C)
+    module = registry.build("attention", {"name": "vanilla", "softcap": 0.5}, SHAPE, encoding).eval()
+    q, k, v = (linear(x).unflatten(-1, (H, D)).transpose(1, 2) for linear in (module.q, module.k, module.v))
+    scores = 0.5 * torch.tanh(q @ k.mT / math.sqrt(D) / 0.5) + dense(encoding)
     weights = torch.softmax(scores.masked_fill(torch.ones(T, T).triu(1) > 0, -math.inf), -1)
     wanted = module.proj((weights @ v).transpose(1, 2).flatten(2))
     close(module(x, Context(positions=POSITIONS)).detach(), wanted.detach())

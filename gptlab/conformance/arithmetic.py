@@ -38,7 +38,8 @@ def kernels_agree(case: Case) -> str:
     model, tokens, worst = case.model(), case.tokens(), 0.0
     reference = with_kernel(model, tokens, MATH)
     for kernel in KERNELS:
-        if all(mixer.plan.needs() <= kernel.can for mixer in softmax_mixers(model)):
+        # nothing is dropped in evaluation
+        if all(mixer.plan.needs() - {"dropout"} <= kernel.can for mixer in softmax_mixers(model)):
             computed = with_kernel(model, tokens, kernel)
             for what, wanted, got in zip(("logits", "gradients"), reference, computed, strict=True):
                 apart = difference(wanted, got) / max(1.0, float(wanted.abs().max()))
@@ -120,14 +121,17 @@ def initial_activations_are_of_sane_size(case: Case) -> str:
     return f"sizes {min(sizes):.2g} to {max(sizes):.2g}, loss {loss:.2f}"
 
 
-@law(first)
+@law(lambda case: case.first or case.slot == "attention")
 def declared_costs_are_counted_costs(case: Case) -> str:
     """Numbers cached per token are those declared, and costs counted without storage are those of a real model."""
     model = case.model(noise=0, dtype=torch.float32)
     for layer, (attention, counted) in enumerate(zip(model.attentions, cached_per_token(model), strict=True)):
-        said = trait(attention, "cached")
-        if said is not None and said != counted:
+        said, reach = trait(attention, "cached"), trait(attention, "reach")
+        soon_full = reach is not None and reach <= 5  # tokens that are fed while counting
+        if said not in (None, counted) and not soon_full:
             raise LawBroken(f"layer {layer} says that it caches {said} numbers a token, but holds {counted:g}.")
+    if not case.first:
+        return "memory alone"  # options change what is remembered; counting FLOPs is slow
     costs = count(case.config)
     real = model.n_parameters()
     if costs.parameters != real:

@@ -47,6 +47,8 @@ class Differential(Softmax):
 
     The maps of the first half of the heads less those of the second, each pair on values of twice the size: n_head / 2
     heads are put out, with the parameters of n_head usual ones.
+
+    Checked against transformers DiffLlamaAttention.
     """
 
     maps = 2

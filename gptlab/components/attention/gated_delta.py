@@ -42,7 +42,10 @@ State = Float[Tensor, "B G R K D"]
 
 @register("attention", "gated_delta")
 class GatedDelta(Attention):
-    """Linear attention by the gated delta rule, in chunks. Yang et al. 2024, arXiv:2412.06464."""
+    """Linear attention by the gated delta rule, in chunks. Yang et al. 2024, arXiv:2412.06464.
+
+    Checked against transformers Qwen3NextGatedDeltaNet.
+    """
 
     honours = frozenset()
     separates_documents = True

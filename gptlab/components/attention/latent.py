@@ -25,7 +25,10 @@ from gptlab.registry import register
 
 @register("attention", "latent")
 class Latent(Planned):
-    """Multi-head latent attention: DeepSeek's low-rank keys and values. DeepSeek-AI 2024, arXiv:2405.04434."""
+    """Multi-head latent attention: DeepSeek's low-rank keys and values. DeepSeek-AI 2024, arXiv:2405.04434.
+
+    Checked against transformers DeepseekV3Attention.
+    """
 
     neutral = frozenset({"kernel"})
     examples: ClassVar[dict[str, object]] = {**Planned.examples, "rope_size": 6, "latent_norm": "layernorm"}

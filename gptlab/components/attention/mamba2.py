@@ -39,7 +39,10 @@ State = Float[Tensor, "B G R K D"]
 
 @register("attention", "mamba2")
 class Mamba2(Attention):
-    """Selective state space with scalar decay (SSD); meant for mlp none. Dao & Gu 2024, arXiv:2405.21060."""
+    """Selective state space with scalar decay (SSD); meant for mlp none. Dao & Gu 2024, arXiv:2405.21060.
+
+    Checked against transformers Mamba2Mixer and Mamba2ForCausalLM.
+    """
 
     honours = frozenset()
     separates_documents = True

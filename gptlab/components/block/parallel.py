@@ -17,14 +17,17 @@ from gptlab.registry import register
 
 @register("block", "parallel")
 class Parallel(Block):
-    """x + attention(norm(x)) + mlp(norm(x)): GPT-J, PaLM. Wang & Komatsuzaki 2021; Chowdhery 2022, arXiv:2204.02311."""
+    """x + attention(norm(x)) + mlp(norm(x)): GPT-J, PaLM. Wang & Komatsuzaki 2021; Chowdhery 2022, arXiv:2204.02311.
+
+    Checked against transformers GPT-J, GPT-NeoX, Falcon and Cohere.
+    """
 
     def __init__(
         self,
         shape: Shape,
         parts: Parts,
         *,
-        two_norms: Annotated[bool, "a norm for each sublayer, as in GPT-NeoX; false: one for both"] = False,
+        two_norms: Annotated[bool, "a norm for each sublayer; false: one for both"] = False,
         **options: Any,
     ) -> None:
         super().__init__(shape, parts, **options)

@@ -8,7 +8,10 @@ from gptlab.registry import register
 
 @register("block", "postnorm")
 class PostNorm(Block):
-    """norm(x + part(x)): the first Transformer, GPT-1. Vaswani et al. 2017, arXiv:1706.03762."""
+    """norm(x + part(x)): the first Transformer, GPT-1. Vaswani et al. 2017, arXiv:1706.03762.
+
+    Checked against transformers OpenAIGPT and OPT.
+    """
 
     places = frozenset({"after"})
     final_norm = False

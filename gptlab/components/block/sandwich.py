@@ -8,6 +8,9 @@ from gptlab.registry import register
 
 @register("block", "sandwich")
 class Sandwich(Block):
-    """x + norm(part(norm(x))): CogView, Gemma 2. Ding et al. 2021, arXiv:2105.13290."""
+    """x + norm(part(norm(x))): CogView, Gemma 2. Ding et al. 2021, arXiv:2105.13290.
+
+    Checked against transformers Gemma2 and Gemma3.
+    """
 
     places = frozenset({"before", "out"})

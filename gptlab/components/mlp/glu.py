@@ -17,7 +17,10 @@ from gptlab.registry import register
 
 @register("mlp", "glu")
 class GLU(nn.Module):
-    """activation(gate(x)) * up(x), then a projection; with silu it is SwiGLU. Shazeer 2020, arXiv:2002.05202."""
+    """activation(gate(x)) * up(x), then a projection; with silu it is SwiGLU. Shazeer 2020, arXiv:2002.05202.
+
+    Checked against transformers Llama, Gemma and gpt-oss.
+    """
 
     examples: ClassVar[dict[str, object]] = {"limit": 2.0}  # few entries are so near to it that a small step crosses
 

@@ -29,7 +29,10 @@ from gptlab.registry import register
 
 @register("mlp", "moe")
 class MoE(nn.Module):
-    """The k best of E experts for each token, weighted by a router. Shazeer et al. 2017, arXiv:1701.06538."""
+    """The k best of E experts for each token, weighted by a router. Shazeer et al. 2017, arXiv:1701.06538.
+
+    Checked against transformers Mixtral, Qwen2Moe, Qwen3Moe, DeepseekV3 and gpt-oss.
+    """
 
     takes_context: ClassVar[bool] = True
     chooses: ClassVar[bool] = True  # between paths: where two are nearly equal, rounding takes another one

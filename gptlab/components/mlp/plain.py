@@ -16,7 +16,10 @@ from gptlab.registry import register
 
 @register("mlp", "plain")
 class Plain(nn.Module):
-    """Linear, nonlinearity, linear: the MLP of GPT-2. Vaswani et al. 2017, arXiv:1706.03762."""
+    """Linear, nonlinearity, linear: the MLP of GPT-2. Vaswani et al. 2017, arXiv:1706.03762.
+
+    Checked against transformers GPT-2, OPT and GPT-NeoX.
+    """
 
     def __init__(
         self,

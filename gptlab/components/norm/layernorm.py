@@ -12,7 +12,10 @@ from gptlab.registry import register
 
 @register("norm", "layernorm")
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm: zero mean, unit variance, then gain and bias. Ba et al. 2016, arXiv:1607.06450."""
+    """LayerNorm: zero mean, unit variance, then gain and bias. Ba et al. 2016, arXiv:1607.06450.
+
+    Checked against transformers OlmoLayerNorm, GPT-2 and Cohere.
+    """
 
     def __init__(
         self,

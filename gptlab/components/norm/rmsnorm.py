@@ -16,13 +16,16 @@ from gptlab.registry import register
 
 @register("norm", "rmsnorm")
 class RMSNorm(nn.Module):
-    """RMSNorm: divide by the root mean square, then a gain. Zhang & Sennrich 2019, arXiv:1910.07467."""
+    """RMSNorm: divide by the root mean square, then a gain. Zhang & Sennrich 2019, arXiv:1910.07467.
+
+    Checked against transformers LlamaRMSNorm and GemmaRMSNorm.
+    """
 
     def __init__(
         self,
         size: int,
         *,
-        weight: Annotated[Literal["plain", "plus_one", "none"], "the gain: w, Gemma's 1 + w, or none"] = "plain",
+        weight: Annotated[Literal["plain", "plus_one", "none"], "the gain: w, 1 + w, or none"] = "plain",
         bias: Annotated[bool, "add a learned bias"] = False,
         eps: Annotated[float, "added to the mean square"] = 1e-5,
     ) -> None:

@@ -16,7 +16,10 @@ from gptlab.registry import register
 
 @register("position", "alibi")
 class ALiBi(Position):
-    """ALiBi: each head's scores fall linearly with distance. Press et al. 2021, arXiv:2108.12409."""
+    """ALiBi: each head's scores fall linearly with distance. Press et al. 2021, arXiv:2108.12409.
+
+    Checked against transformers build_mpt_alibi_tensor, Bloom, MPT and Falcon.
+    """
 
     relative = True
     slopes: Tensor
@@ -26,7 +29,7 @@ class ALiBi(Position):
         shape: Shape,
         *,
         max_bias: Annotated[float, "the gentlest slope is 2^-max_bias"] = 8.0,
-        scale: Annotated[float, "factor of all slopes; Falcon's is 1 / sqrt(head size)"] = 1.0,
+        scale: Annotated[float, "factor of all slopes; 1 / sqrt(head size) scales them as scores are"] = 1.0,
     ) -> None:
         super().__init__(shape)
         for name, value in (("max_bias", max_bias), ("scale", scale)):

@@ -17,7 +17,10 @@ from gptlab.registry import register
 
 @register("position", "llama3")
 class Llama3(Rotary):
-    """Llama 3.1's RoPE: long waves are slowed, short ones stay. Grattafiori et al. 2024, arXiv:2407.21783."""
+    """Llama 3.1's RoPE: long waves are slowed, short ones stay. Grattafiori et al. 2024, arXiv:2407.21783.
+
+    Checked against transformers ROPE_INIT_FUNCTIONS and Llama.
+    """
 
     examples: ClassVar[dict[str, object]] = {"original": 1000}
 
@@ -35,7 +38,7 @@ class Llama3(Rotary):
         at_least(1, factor=factor, original=original)
         if not high_freq_factor > low_freq_factor > 0:
             raise ConfigError(
-                "Llama 3's RoPE needs high_freq_factor > low_freq_factor > 0, "
+                "This RoPE needs high_freq_factor > low_freq_factor > 0, "
                 f"but they are {high_freq_factor} and {low_freq_factor}."
             )
         self.factor, self.original = factor, original

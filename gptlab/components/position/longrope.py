@@ -17,7 +17,10 @@ from gptlab.registry import register
 
 @register("position", "longrope")
 class LongRoPE(Rotary):
-    """LongRoPE: each pair is slowed by a factor of its own, found by search. Ding et al. 2024, arXiv:2402.13753."""
+    """LongRoPE: each pair is slowed by a factor of its own, found by search. Ding et al. 2024, arXiv:2402.13753.
+
+    Checked against transformers ROPE_INIT_FUNCTIONS.
+    """
 
     examples: ClassVar[dict[str, object]] = {
         "original": 12,

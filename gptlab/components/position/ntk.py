@@ -19,7 +19,10 @@ from gptlab.registry import register
 
 @register("position", "ntk")
 class NTK(Rotary):
-    """NTK-aware RoPE: theta grows with block_size over the length trained on. bloc97 2023, in arXiv:2309.00071."""
+    """NTK-aware RoPE: theta grows with block_size over the length trained on. bloc97 2023, in arXiv:2309.00071.
+
+    Checked against transformers ROPE_INIT_FUNCTIONS.
+    """
 
     examples: ClassVar[dict[str, object]] = {"original": 8}
 
@@ -39,7 +42,8 @@ class NTK(Rotary):
         super().fit(head_size)
         if self.n_turned(head_size) == 2:
             raise ConfigError(
-                f"NTK keeps one pair and stretches the others, but 2 of {head_size} entries are one pair."
+                f"NTK keeps one pair and stretches the others, but 2 of {head_size} entries are one pair: choose "
+                "position=rope, or larger heads."
             )
 
     def frequencies(self, n_turned: int, device: torch.device) -> Float[Tensor, " pairs"]:

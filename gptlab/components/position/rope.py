@@ -18,7 +18,10 @@ from gptlab.registry import register
 
 @register("position", "rope")
 class RoPE(Rotary):
-    """Rotary: q and k turn with the position, so scores see distances alone. Su et al. 2021, arXiv:2104.09864."""
+    """Rotary: q and k turn with the position, so scores see distances alone. Su et al. 2021, arXiv:2104.09864.
+
+    Checked against transformers Llama, GPT-NeoX, GPT-J and Cohere.
+    """
 
     def __init__(
         self,

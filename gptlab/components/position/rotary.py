@@ -30,7 +30,7 @@ class Rotary(Position):
         theta: Annotated[float, "longest wavelength over 2 pi, in tokens"] = 10000.0,
         fraction: Annotated[float, "share of each head that turns"] = 1.0,
         layout: Annotated[
-            Literal["half", "interleaved"], "pairs are (i, i + R/2) as in GPT-NeoX, or (2i, 2i + 1)"
+            Literal["half", "interleaved"], "pairs are (i, i + R/2), or neighbours (2i, 2i + 1)"
         ] = "half",
     ) -> None:
         super().__init__(shape)

@@ -21,7 +21,10 @@ from gptlab.registry import register
 
 @register("position", "t5")
 class T5(Position):
-    """T5: a learned bias for each head and bucket of distances. Raffel et al. 2019, arXiv:1910.10683."""
+    """T5: a learned bias for each head and bucket of distances. Raffel et al. 2019, arXiv:1910.10683.
+
+    Checked against transformers T5Attention.
+    """
 
     relative = True
     buckets: Tensor

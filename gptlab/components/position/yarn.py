@@ -20,7 +20,10 @@ from gptlab.registry import register
 
 @register("position", "yarn")
 class YaRN(Rotary):
-    """YaRN: slow pairs are interpolated, fast ones stay, scores are sharpened. Peng et al. 2023, arXiv:2309.00071."""
+    """YaRN: slow pairs are interpolated, fast ones stay, scores are sharpened. Peng et al. 2023, arXiv:2309.00071.
+
+    Checked against transformers ROPE_INIT_FUNCTIONS, Llama and gpt-oss.
+    """
 
     examples: ClassVar[dict[str, object]] = {"original": 512, "factor": 4.0, "beta_fast": 8.0}
     beside: ClassVar[dict[str, dict[str, object]]] = {"mscale_all_dim": {"fraction": 0.5}}  # else it all cancels
