@@ -48,7 +48,7 @@ class _Compiled:
         """The backward graph may be compiled only when it runs, which is out of our hands later."""
         owner = getattr(self.plain, "__self__", None)
         parameters = [p for p in owner.parameters() if p.requires_grad] if isinstance(owner, torch.nn.Module) else []
-        total, _ = self.current(*args)
+        total, *_ = self.current(*args)
         if parameters and total.requires_grad:
             torch.autograd.grad(total, parameters, allow_unused=True)
 

@@ -115,6 +115,8 @@ def make_state(config: RunConfig, dataset: Dataset, display: Display) -> TrainSt
     """A model with its initial values on its device, and what trains it."""
     plan = config.trainer
     device = choose_device(plan.device)
+    if device.type == "cuda" and plan.precision != "fp32":
+        torch.set_float32_matmul_precision("high")  # products that a part keeps out of autocast run as TensorFloat-32
     try:
         model = GPT(config.model, config.seed).to(device)
     except (RuntimeError, MemoryError) as error:

@@ -172,7 +172,7 @@ def test_no_arguments_at_all_is_the_default_run(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(cli, "_train", composed.append)
     cli.run_hydra([])
     (config,) = composed
-    assert (config.data.name, config.model.attention.name, config.trainer.steps) == ("python", "vanilla", 500)
+    assert (config.data.name, config.model.attention.name, config.trainer.steps) == ("python", "softmax", 500)
 
 
 def test_info_and_cfg_print_and_train_nothing(capfd: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,7 @@ VARIANTS: list[Any] = [
     {"name": "conv", "kernel_size": 3, "dilation": 4},
     "mean",
 ]
-SPLITS = [[T], [1] * T, [CHUNK] * 2 + [21], [7, 1, 1, CHUNK + 5, T - CHUNK - 14]]
+SPLITS = [[T], [1] * T, [CHUNK] * 2 + [21], [7, 1, 1, CHUNK + 5, T - CHUNK - 14], [T - 9, 9]]
 
 
 @pytest.fixture(autouse=True)

@@ -138,6 +138,11 @@ def test_a_gated_mlp_costs_what_a_plain_one_does() -> None:
     assert counts[0] == counts[1]
 
 
+def test_hidden_sizes_are_rounded_to_the_nearest_multiple_of_eight() -> None:
+    up = mlp_of({"name": "glu", "expand": 8 / 3}).up  # 85.3 for a width of 32
+    assert up.out_features == 88
+
+
 def test_the_bias_of_an_mlp_is_the_models_unless_it_says_otherwise() -> None:
     biased = Shape(n_embd=C, n_head=4, block_size=T, bias=True)
     for name in ("plain", "glu", "moe"):
