@@ -49,7 +49,7 @@ def candidates(line: str) -> list[str]:
         found = list(VERBS)
     elif before[0] == "train":
         found = _train(word, before[1:])
-    elif before[0] in ("sample", "evaluate"):
+    elif before[0] in ("sample", "evaluate", "export"):
         found = ["latest", *recent()]
     elif before[0] == "completion":
         found = list(SCRIPTS)

@@ -23,6 +23,7 @@ VERBS = {
     "train": "train a model, watch it, and let it write",
     "sample": "let the model of a run write",
     "evaluate": "loss, perplexity and bits per byte of a run on a split or a text",
+    "export": "write a run as a directory that transformers opens",
     "list": "what there is to choose from, and the card of a variant",
     "check": "hold variants, your own included, to the laws",
     "completion": "print the completion script of a shell: bash, zsh or fish",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,3 +40,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and this machine has none"))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """With -v, what tests measured: their `record_property("measured", line)`."""
+    done = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+    calls = [report for report in done if report.when == "call"]
+    lines = [value for report in calls for key, value in report.user_properties if key == "measured"]
+    if lines and terminalreporter.config.get_verbosity() >= 0:
+        terminalreporter.section("measured")
+        terminalreporter.write("\n".join([*lines, ""]))

@@ -95,7 +95,7 @@ def test_a_file_that_cannot_be_parsed_is_passed_over(home: Path) -> None:
 
 
 CANDIDATES = {
-    "gptlab ": {"train", "sample", "evaluate", "list", "check", "completion"},
+    "gptlab ": {"train", "sample", "evaluate", "export", "list", "check", "completion"},
     "gptlab tr": {"train"},
     "gptlab train model/att": {"model/attention="},
     "gptlab train model/attention=fl": {"model/attention=flash", "model/attention=flex"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from reference import names
+from gptlab.weights import names
 from reference.harness import Family
 from reference.settings import CENTRED, EPS, LAYERNORM, LLAMA, MORE, NEW, NO_BIAS, OLD, SIZES, C, F, G, H, L, rope
 

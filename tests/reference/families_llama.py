@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reference import names
+from gptlab.weights import names
 from reference.harness import Family
 from reference.settings import GEGLU, GROUPED, LLAMA, NO_SDPA, PLUS_ONE, RAMP, RMSNORM, WINDOW, G, rope
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gptlab import ModelConfig
 from gptlab.model import GPT
-from reference.table import Link, Row, links, read
+from gptlab.weights.table import Link, Row, links, read
 
 N_VOCAB, N_TOKENS, BLOCK_SIZE = 61, 24, 16  # the text is longer than what gptlab is told
 NO_TOKENS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}  # of the defaults' vocabularies
@@ -69,12 +69,17 @@ def reference(family: Family, implementation: str | None = None) -> Reference:
 @functools.cache
 def build(family: Family, kernel: str | None) -> GPT:
     """Our model with the reference's weights, on a kernel."""
+    model = GPT(config_of(family, kernel)).eval()
+    model.load_tensors(read(links_of(family, model), reference(family).tensors, model.tensors()))
+    return model
+
+
+def config_of(family: Family, kernel: str | None) -> ModelConfig:
+    """Our model's options, on a kernel."""
     options = {"vocab_size": N_VOCAB, "block_size": BLOCK_SIZE, **family.ours}
     if kernel is not None:
         options["attention"] = {"name": "softmax", **options.get("attention", {}), "kernel": kernel}
-    model = GPT(ModelConfig(**options)).eval()
-    model.load_tensors(read(links_of(family, model), reference(family).tensors, model.tensors()))
-    return model
+    return ModelConfig(**options)
 
 
 def links_of(family: Family, model: GPT) -> list[Link]:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from gptlab import registry
 from gptlab.components.context import Context
 from gptlab.components.shape import Shape
+from gptlab.weights.table import Row, links, read
 from reference.families import FAMILIES
 from reference.harness import (
     CLOSE,
@@ -23,7 +24,6 @@ from reference.harness import (
     reference,
     their_logits_in_steps,
 )
-from reference.table import Row, links, read
 
 PIECES = (5, 1, 1, 9, 1, 7)  # the window ends inside of one; single tokens; more than a window
 assert sum(PIECES) == N_TOKENS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from reference.table import Row
+from gptlab.weights.table import Row
 
 A, M = "blocks.{i}.attention", "blocks.{i}.mlp"
 QKV = (f"{A}.q", f"{A}.k", f"{A}.v")
@@ -15,9 +15,9 @@ PARALLEL, PARALLEL_MLP = "blocks.{i}.norm", "blocks.{i}.mlp_norm"
 Table = tuple[Row, ...]
 
 
-def ends(embedding: str, norm: str) -> Table:
+def ends(embedding: str, norm: str, head: str = "lm_head") -> Table:
     """Embedding, last norm and head."""
-    return Row("token_embedding", embedding), Row("norm", norm), Row("head", "lm_head")
+    return Row("token_embedding", embedding), Row("norm", norm), Row("head", head)
 
 
 def gpt2(*, transposed: bool = True) -> Table:
@@ -116,11 +116,11 @@ def gptj() -> Table:
     )
 
 
-def gpt_neox(*, n_head: int, attention_norm: str, mlp_norm: str) -> Table:
-    """GPT-NeoX: q, k and v take turns, head by head."""
+def gpt_neox(*, n_head: int, attention_norm: str, mlp_norm: str, head: str = "lm_head") -> Table:
+    """GPT-NeoX: q, k and v take turns, head by head; in files the head has another name than in the class."""
     layer = "gpt_neox.layers.{i}"
     return (
-        *ends("gpt_neox.embed_in", "gpt_neox.final_layer_norm"),
+        *ends("gpt_neox.embed_in", "gpt_neox.final_layer_norm", head),
         Row(attention_norm, f"{layer}.input_layernorm"),
         Row(QKV, f"{layer}.attention.query_key_value", groups=n_head),
         Row(f"{A}.proj", f"{layer}.attention.dense"),

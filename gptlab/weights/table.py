@@ -81,7 +81,7 @@ def links(table: Iterable[Row], names: Iterable[str]) -> list[Link]:
 
 def read(found: list[Link], theirs: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
     """All tensors of ours, which are `like` these, from theirs."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for link in found:
         parts = link.read(theirs[link.theirs], [like[name].shape for name in link.ours])
         tensors.update(zip(link.ours, parts, strict=True))

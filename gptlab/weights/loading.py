@@ -1,0 +1,165 @@
+"""Weights of transformers into a gptlab model: every tensor used once, shapes checked, nothing left out in silence."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptlab.config import LAYER_SLOTS, ModelConfig, as_spec, merge_spec
+from gptlab.errors import CheckpointError, ConfigError, did_you_mean
+from gptlab.model import GPT
+from gptlab.weights.composition import composition, is_softmax
+from gptlab.weights.families import Family, family_for
+from gptlab.weights.names import Table
+from gptlab.weights.source import Source, find
+from gptlab.weights.table import Link, links
+
+TABLE = "position.table.weight"  # learned positions: the first of them serve a shorter context
+
+
+@dataclass
+class Fit:
+    """What became of the weights: tensors of the model that they are not in, and those that it has no place for."""
+
+    new: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = (("new, drawn from the seed", self.new), ("not used", self.left))
+        return "; ".join(f"{what}: {_listed(names)}" for what, names in parts if names) or "all weights taken"
+
+
+def load(name: str | Path, *, seed: int = 0, note: Callable[[str], None] = print, **changes: Any) -> GPT:
+    """A model with the weights of `gpt2`, of another name on the hub, of a directory or a safetensors file.
+
+    `changes` are fields of ModelConfig to have otherwise: a part may be swapped, block_size made shorter. Then what
+    fits is taken, and `note` is told what is new. Parameters are float32; the model is in eval mode, on the CPU.
+    """
+    source = find(name)
+    held, config = config_of(source), config_of(source, **changes)
+    model = _unfilled(config) if composition(config) == composition(held) else GPT(config, seed)
+    fit = fill(model, source)
+    if fit.new or fit.left:
+        note(f"{source.path}: {fit}.")
+    return model.eval()
+
+
+def config_of(source: Source | str | Path, **changes: Any) -> ModelConfig:
+    """The config of the model that these weights are of, with `changes`: fields of ModelConfig, parts by their specs.
+
+    A part of the same name changes its options; softmax attentions, which differ in their kernel, keep theirs.
+    """
+    source = source if isinstance(source, Source) else find(source)
+    held = family_for(source.settings).config(source.settings)
+    known = {field.name for field in dataclasses.fields(ModelConfig)}
+    for key in changes.keys() - known:
+        raise ConfigError(f"There is no setting model.{key}. {did_you_mean(key, known)}")
+    merged = {key: _merged(key, getattr(held, key), new) for key, new in changes.items()}
+    return dataclasses.replace(held, **merged)
+
+
+@torch.no_grad()
+def fill(model: GPT, source: Source | str | Path) -> Fit:
+    """Put weights into a model, tensor by tensor. What it has otherwise than their own model keeps its values.
+
+    CheckpointError when the files are not, tensor for tensor, what their config says.
+    """
+    source = source if isinstance(source, Source) else find(source)
+    family = family_for(source.settings)
+    with torch.device("meta"):
+        own = GPT(family.config(source.settings))
+    held = own.tensors()
+    table = family.table(own.config)
+    found = links(table, held)
+    places = _places(source, family, table, {link.theirs for link in found})
+    for link in found:
+        _check_shape(source, places[link.theirs], list(link.write([held[name] for name in link.ours]).shape))
+    fit, waiting = Fit(), model.tensors()
+    for link in found:
+        for name, part in zip(link.ours, link.read(source.read(places[link.theirs]), _sizes(link, held)), strict=True):
+            mine = waiting.get(name)
+            if mine is not None and name == TABLE and mine.shape[1:] == part.shape[1:]:
+                part = part[: len(mine)]
+            if mine is None or mine.shape != part.shape:
+                fit.left.append(name)
+            else:
+                waiting.pop(name).copy_(part)
+    fit.new = list(waiting)
+    return fit
+
+
+def _unfilled(config: ModelConfig) -> GPT:
+    """A model whose tensors hold anything yet: drawing values that are then replaced takes longer than all the rest."""
+    with torch.device("meta"):
+        model = GPT(config)
+    assert model.state_dict().keys() >= dict(model.named_buffers()).keys(), "a constant that no file holds"
+    model.to_empty(device="cpu")
+    if config.tie_weights:
+        model.head.weight = model.token_embedding.weight
+    return model
+
+
+def _merged(key: str, held: Any, new: Any) -> Any:
+    if key not in LAYER_SLOTS:
+        return new
+    old, change = as_spec(held), as_spec(new)
+    name = change.get("name", old["name"])
+    if key == "attention" and is_softmax(old["name"]) and is_softmax(name):
+        return {**old, **change}
+    return merge_spec(old, change)
+
+
+def _places(source: Source, family: Family, table: Table, wanted: set[str]) -> dict[str, str]:
+    """For each tensor of the family's model, what the files call it: with the model's prefix or without."""
+    ends = {row.ours: f"{row.theirs}.weight" for row in table}
+    prefix = ends["token_embedding"].partition(".")[0] + "."
+    places: dict[str, str] = {}
+    odd = []
+    for name in source.names:
+        full = name if name in wanted else prefix + name
+        if full in wanted and full not in places:
+            places[full] = name
+        elif not re.fullmatch(family.inert, name):
+            odd.append(name)
+    if ends["head"] in odd and ends["head"] not in wanted:  # of tied weights
+        _check_tied(source, ends["head"], places.get(ends["token_embedding"], ""))
+        odd.remove(ends["head"])
+    missing = sorted(wanted - places.keys())
+    if missing or odd:
+        parts = [
+            f"{what} {_listed(names)}" for what, names in (("lacks", missing), ("holds also", sorted(odd))) if names
+        ]
+        raise CheckpointError(f"{source.path} is no whole {family.architecture}: it {' and '.join(parts)}.")
+    return places
+
+
+def _check_tied(source: Source, head: str, embedding: str) -> None:
+    """A head stored although it is the embedding must be equal to it."""
+    if embedding and not torch.equal(source.read(head), source.read(embedding)):
+        raise CheckpointError(
+            f"{source.path} says that its head is its embedding, but {head} is not {embedding}: "
+            'set "tie_word_embeddings": false in its config.json if it was trained so.'
+        )
+
+
+def _check_shape(source: Source, name: str, wanted: list[int]) -> None:
+    if source.shape(name) != wanted:
+        raise CheckpointError(
+            f"{name} of {source.path} must have the shape {wanted}, as its config.json says, but has "
+            f"{source.shape(name)}: bring the two that belong together."
+        )
+
+
+def _sizes(link: Link, held: Mapping[str, torch.Tensor]) -> list[torch.Size]:
+    return [held[name].shape for name in link.ours]
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
