@@ -5,34 +5,31 @@ Counter-based random numbers: Philox, Salmon et al. 2011 (SC11, "Parallel random
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
-import platform
-import shutil
-import tempfile
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gptlab.encoding import Item, Key, SplitFile, encoded, n_bytes
 from gptlab.errors import ConfigError, DataError
-from gptlab.files import WAY_OUT, sync, write_atomically
+from gptlab.files import WAY_OUT, write_atomically
 from gptlab.files import cache_dir as usual_cache_dir
-from gptlab.text import TextSource
+from gptlab.text import Scattered, TextSource
 from gptlab.tokenizer import Tokenizer, load
+from gptlab.workspace import PROGRESS_FILE, close_workspace, open_workspace, publish, remove, sweep
 
 if TYPE_CHECKING:
     import torch
 
 FORMAT = 1  # of the files; another number makes all data be prepared again
 SPLITS = ("train", "val")
-STALE = 86_400  # seconds after which a half-made folder of an unknown machine is abandoned
-PROGRESS = 1 << 30  # bytes of text between two lines of progress
+PROGRESS = 1 << 28  # characters of text between two lines of progress
+SAVE = 1 << 28  # bytes of text after which what has been written is made safe, to go on from after a kill
 IGNORE = -100  # a target that does not count: PyTorch's ignore_index
 
 Tokens = np.ndarray[Any, np.dtype[Any]]
@@ -108,7 +105,8 @@ def prepare(
 
     A tokenizer that has not learned yet is fitted (bpe on the training split, char on all text) unless the data is
     found; the data set's own is the one to use. The first 1 - val_fraction of the UTF-8 bytes trains; validation begins
-    with the next document, or within the last document at the next character.
+    with the next document, or within the last document at the next character. (A `Scattered` text has it everywhere.)
+    What was killed is gone on with, and the files do not depend on it, nor on the number of cores.
     """
     key = _key(source, tokenizer)
     home = (cache_dir or usual_cache_dir()) / "tokens"
@@ -118,16 +116,16 @@ def prepare(
             return open_dataset(directory)
         except DataError as error:
             report(f"{error} Making it again.")
-            _remove(directory)
+            remove(directory)
     try:
         home.mkdir(parents=True, exist_ok=True)
-        _sweep(home)
-        made = _workspace(home, key)
+        sweep(home)
+        made = open_workspace(home, key)
         try:
             _make(made, source, tokenizer, report)
-            _publish(made, directory)
+            publish(made, directory)
         finally:
-            shutil.rmtree(made, ignore_errors=True)
+            close_workspace(made)
     except OSError as error:
         raise DataError(f"{home} cannot be written ({error.strerror or error}): {WAY_OUT}") from None
     return open_dataset(directory)
@@ -140,53 +138,6 @@ def _key(source: TextSource, tokenizer: Tokenizer) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _workspace(home: Path, key: str) -> Path:
-    """A new folder whose name says which process of which machine works in it, for `_sweep`."""
-    made = Path(tempfile.mkdtemp(prefix=f"{key}.{platform.node()}.{os.getpid()}.", suffix=".tmp", dir=home))
-    made.chmod(0o755)  # mkdtemp makes it private, but a cache may be shared
-    return made
-
-
-def _remove(directory: Path) -> None:
-    """Out of the way in one step, then gone: another process never meets half of it."""
-    aside = _workspace(directory.parent, directory.name)
-    os.rename(directory, aside / "data")
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _sweep(home: Path) -> None:
-    """Remove what processes that are gone have left half made."""
-    for folder in home.glob("*.*.*.*.tmp"):
-        _, *host, pid, _, _ = folder.name.split(".")  # a host's name may have dots
-        try:
-            old = time.time() - folder.stat().st_mtime > STALE
-        except FileNotFoundError:
-            continue  # its maker was faster
-        if old or (".".join(host) == platform.node() and not _alive(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _publish(made: Path, directory: Path) -> None:
-    """Give a finished folder its name, unless another process was first: then its twin is as good."""
-    sync(made)
-    try:
-        os.rename(made, directory)
-    except OSError:
-        if not directory.exists():
-            raise
-    sync(directory.parent)
-
-
 @dataclass(frozen=True)
 class _Survey:
     """What has to be known of a text before it can be cut: sizes in UTF-8 bytes."""
@@ -196,34 +147,49 @@ class _Survey:
     target: int  # validation begins at the next place that is allowed
 
 
-def _survey(source: TextSource) -> _Survey:
+def _survey(source: TextSource) -> _Survey | None:
+    """One pass over the text, unless it is not to be read twice."""
+    if isinstance(source, Scattered):
+        return None
     total = documents = 0
     for begins, text in source.documents():
         documents += begins
-        total += _size(text)
+        total += n_bytes(text)
     return _Survey(total, documents, int((1 - source.val_fraction) * total))
 
 
-def _size(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())
+def _stream(source: TextSource, survey: _Survey | None, mark: Any = None) -> Iterator[Item]:
+    """All text with its keys; of a scattered source that after `mark`."""
+    if isinstance(source, Scattered):
+        return _scattered(source, mark)
+    assert survey is not None
+    return _in_place(source, survey)
 
 
-def _stream(source: TextSource, survey: _Survey) -> Iterator[tuple[str, int, str]]:
-    """(split, number of the document, text); the document that is cut has the same number on both sides."""
+def _scattered(source: Scattered, mark: Any) -> Iterator[Item]:
+    """Each document goes where its number sends it."""
+    number = mark[0] if mark else 0
+    for begins, text in source.documents(mark):
+        number += begins
+        yield (number, "val" if source.validates(number) else "train"), text
+
+
+def _in_place(source: TextSource, survey: _Survey) -> Iterator[Item]:
+    """Training first, then validation; the document that is cut has the same number on both sides."""
     split, number, offset = "train", 0, 0
     for begins, text in source.documents():
         number += begins
         if split == "train" and begins and offset >= survey.target:
             split = "val"
-        size = _size(text)
+        size = n_bytes(text)
         if split == "train" and number == survey.documents and offset + size > survey.target:
             head, text = _cut(text, survey.target - offset)
             if head:
-                yield "train", number, head
+                yield (number, "train"), head
             split = "val"
         offset += size
         if text:
-            yield split, number, text
+            yield (number, split), text
     if offset != survey.total:
         raise DataError("The text changed while it was being prepared: start again when it is complete.")
 
@@ -236,88 +202,104 @@ def _cut(text: str, size: int) -> tuple[str, str]:
     return raw[:size].decode(), raw[size:].decode()
 
 
-def _texts(source: TextSource, survey: _Survey, wanted: str) -> Iterator[str]:
+def _texts(source: TextSource, survey: _Survey | None, wanted: str) -> Iterator[str]:
     """What a tokenizer learns from: all text or the training split, a line break between documents."""
-    last = 1
-    for split, number, text in _stream(source, survey):
-        if wanted == "train" and split == "val":
-            return
-        if number != last:
-            yield "\n"
-        last = number
-        yield text
+    last = None
+    for (number, split), text in _stream(source, survey):
+        if wanted in ("all", split):
+            if last not in (None, number):
+                yield "\n"
+            last = number
+            yield text
 
 
-class _SplitFile:
-    """One split on its way to disk, counted and hashed as it goes."""
+@dataclass
+class _Begun:
+    """How far the files of a folder have come: what progress.json holds."""
 
-    def __init__(self, path: Path, dtype: str) -> None:
-        self.file, self.dtype = path.open("wb"), dtype
-        self.hash = hashlib.sha256()
-        self.tokens = self.bytes = self.documents = 0
+    survey: _Survey | None
+    done: Key = (0, "")  # the last document that is in them
+    mark: Any = None  # a place of the source to go on from
+    saved: int = 0  # bytes of text in them when it was written
+    splits: dict[str, dict[str, int]] = field(
+        default_factory=lambda: {name: {"tokens": 0, "bytes": 0, "documents": 0} for name in SPLITS}
+    )
 
-    def write(self, document: Iterator[str], tokenizer: Tokenizer) -> None:
-        """Append a document, after a separator unless it is the first."""
-        if self.documents:
-            self._append(tokenizer.separator_ids())
-            self.bytes += 1
-        self.documents += 1
-        for ids in tokenizer.encode_pieces(map(self._count, document)):
-            self._append(ids)
+    @property
+    def bytes(self) -> int:
+        """Of text that is in the files."""
+        return sum(counts["bytes"] for counts in self.splits.values())
 
-    def _count(self, text: str) -> str:
-        self.bytes += _size(text)
-        return text
-
-    def _append(self, ids: Tokens | list[int]) -> None:
-        content = np.asarray(ids).astype(self.dtype).tobytes()
-        self.file.write(content)
-        self.hash.update(content)
-        self.tokens += len(ids)
-
-    def close(self) -> dict[str, Any]:
-        """Make it safe on disk; what was counted."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        counts = {"tokens": self.tokens, "bytes": self.bytes, "documents": self.documents}
-        return {**counts, "sha256": self.hash.hexdigest()}
+    def save_sometimes(self, folder: Path, files: dict[str, SplitFile], mark: Any) -> None:
+        """Every SAVE bytes make the files safe, and then write down how far they have come."""
+        if self.bytes - self.saved >= SAVE:
+            self.saved, self.mark = self.bytes, mark
+            for file in files.values():
+                file.sync()
+            write_atomically(folder / PROGRESS_FILE, json.dumps(asdict(self)).encode())
 
 
-def _make(folder: Path, source: TextSource, tokenizer: Tokenizer, report: Callable[[str], None]) -> None:
-    """Fill an empty folder: tokenizer.json, train.bin, val.bin, and meta.json last."""
+def _begin(
+    folder: Path, source: TextSource, tokenizer: Tokenizer, report: Callable[[str], None]
+) -> tuple[_Begun, Tokenizer]:
+    """What a folder holds of its data set, and the tokenizer; in an empty one that has to be fitted first."""
+    if (folder / PROGRESS_FILE).is_file():
+        held = json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8"))
+        survey = held.pop("survey")
+        begun = _Begun(survey and _Survey(**survey), tuple(held.pop("done")), **held)
+        report(f"{source.name}: going on after {begun.bytes:,} bytes of text")
+        return begun, load(folder / "tokenizer.json")
     survey = _survey(source)
-    report(f"{source.name}: {survey.total:,} bytes of text in {survey.documents:,} documents")
+    if survey:
+        report(f"{source.name}: {survey.total:,} bytes of text in {survey.documents:,} documents")
     if not tokenizer.fitted:
         tokenizer.fit(lambda: _texts(source, survey, tokenizer.learns_from))
         report(f"{tokenizer.name}: learned {tokenizer.vocab_size:,} entries")
     tokenizer.save(folder / "tokenizer.json")
+    return _Begun(survey), tokenizer
+
+
+def _make(folder: Path, source: TextSource, tokenizer: Tokenizer, report: Callable[[str], None]) -> None:
+    """Fill a folder, empty or begun: tokenizer.json, train.bin, val.bin, and meta.json last."""
+    begun, tokenizer = _begin(folder, source, tokenizer, report)
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
-    files = {name: _SplitFile(folder / f"{name}.bin", dtype) for name in SPLITS}
-    stream = _told(_stream(source, survey), survey, report)
-    for (split, _), document in groupby(stream, key=lambda item: item[:2]):
-        files[split].write((text for _, _, text in document), tokenizer)
-    splits = {name: file.close() for name, file in files.items()}
-    for name in SPLITS:
-        if not splits[name]["tokens"]:
-            raise DataError(f"Both splits need text, but {name} gets none of {survey.total} bytes: give more text.")
-        report(f"{name}: {splits[name]['tokens']:,} tokens")
-    fingerprint = hashlib.sha256("".join(splits[name]["sha256"] for name in SPLITS).encode()).hexdigest()
+    files = {name: SplitFile(folder / f"{name}.bin", dtype, begun.splits[name]) for name in SPLITS}
+    with contextlib.ExitStack() as stack:
+        for file in files.values():
+            stack.enter_context(file.file)
+        stream = _told(_rest(source, begun), begun, report)
+        for batch, ids in encoded(stream, tokenizer, dtype, lambda: source.mark):
+            begun.save_sometimes(folder, files, batch.mark)
+            files[batch.key[1]].write(batch, ids, tokenizer)
+            begun.done = batch.key
+        for file in files.values():
+            file.sync()
+    for name, counts in begun.splits.items():
+        if not counts["tokens"]:
+            raise DataError(f"Both splits need text, but {name} gets none of {begun.bytes} bytes: give more text.")
+        report(f"{name}: {counts['tokens']:,} tokens")
+    hashes = {name: files[name].hash.hexdigest() for name in SPLITS}
+    splits = {name: {**begun.splits[name], "sha256": hashes[name]} for name in SPLITS}
+    fingerprint = hashlib.sha256("".join(hashes.values()).encode()).hexdigest()
     meta = {"format": FORMAT, "source": source.name, "dtype": dtype, "splits": splits, "fingerprint": fingerprint}
     write_atomically(folder / "meta.json", json.dumps(meta, indent=1).encode())
 
 
-def _told(
-    stream: Iterator[tuple[str, int, str]], survey: _Survey, report: Callable[[str], None]
-) -> Iterator[tuple[str, int, str]]:
-    """The same stream, with a line of progress every PROGRESS bytes."""
-    done = told = 0
+def _rest(source: TextSource, begun: _Begun) -> Iterator[Item]:
+    """What is not in the files yet."""
+    return (item for item in _stream(source, begun.survey, begun.mark) if item[0] > begun.done)
+
+
+def _told(stream: Iterator[Item], begun: _Begun, report: Callable[[str], None]) -> Iterator[Item]:
+    """The same stream, with a line of progress every PROGRESS characters."""
+    done = told = begun.bytes
     for item in stream:
         yield item
-        done += len(item[2])  # characters stand in for bytes: this is for a person
+        done += len(item[1])  # characters stand in for bytes: this is for a person
         if done - told >= PROGRESS:
             told = done
-            report(f"{done / survey.total:.0%} of {survey.total:,} bytes tokenized")
+            share = f"{done / begun.survey.total:.0%} of {begun.survey.total:,}" if begun.survey else f"{done:,}"
+            report(f"{share} bytes tokenized")
 
 
 def sample_batch(

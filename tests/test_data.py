@@ -65,7 +65,7 @@ def test_the_cut_does_not_depend_on_the_size_of_pieces(
     block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = make(tmp_path, "aé東 \U0001f600\n" * 50, "bpe")
-    monkeypatch.setattr("gptlab.text.BLOCK", block)
+    monkeypatch.setattr("gptlab.text.reading.BLOCK", block)
     shutil.rmtree(whole.directory)
     assert make(tmp_path, "aé東 \U0001f600\n" * 50, "bpe").fingerprint == whole.fingerprint
 
@@ -250,7 +250,7 @@ def test_a_text_shorter_than_a_block_is_refused_with_the_way_out(tmp_path: Path)
 
 def test_progress_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "PROGRESS", 100)
-    monkeypatch.setattr("gptlab.text.BLOCK", 50)
+    monkeypatch.setattr("gptlab.text.reading.BLOCK", 50)
     told: list[str] = []
     (tmp_path / "a.txt").write_text("x" * 1000)
     prepare(

@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 
-from gptlab import text
 from gptlab.errors import ConfigError, DataError
 from gptlab.files import file_hash
 from gptlab.registry import build, names
-from gptlab.text import TextSource
+from gptlab.text import TextSource, classics, reading
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +26,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=[1, 2, 3, 7, 1 << 20])
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Bytes read at a time: none of them may matter."""
-    monkeypatch.setattr(text, "BLOCK", request.param)
+    monkeypatch.setattr(reading, "BLOCK", request.param)
     return int(request.param)
 
 
@@ -198,8 +197,8 @@ def test_a_copy_that_is_not_the_published_text_is_refused(name: str, tmp_path: P
 
 def test_a_published_text_is_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = write(tmp_path / "names", "anna\nbo\ncy\n")
-    monkeypatch.setattr(text.NamesSource, "url", page.as_uri())
-    monkeypatch.setattr(text.NamesSource, "sha256", file_hash(page))
+    monkeypatch.setattr(classics.NamesSource, "url", page.as_uri())
+    monkeypatch.setattr(classics.NamesSource, "sha256", file_hash(page))
     first = documents(build("data", "names"))
     assert sorted(first) == ["anna", "bo", "cy"]
     page.unlink()
@@ -211,7 +210,7 @@ def test_the_sources_are_these() -> None:
 
 
 def test_a_large_file_is_read_a_block_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text, "BLOCK", 100)
+    monkeypatch.setattr(reading, "BLOCK", 100)
     path = write(tmp_path / "a.txt", "x" * 1000)
     read: Iterator[tuple[bool, str]] = source(path).documents()
     assert next(read) == (True, "x" * 100)
