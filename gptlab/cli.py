@@ -10,7 +10,7 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def run_hydra(argv: Sequence[str]) -> None:
         overrides = OverridesParser.create().parse_overrides(words)
         register_schemas(_plugins_of(arguments, overrides))
         fixed = ",".join(o.key_or_group for o in overrides if not o.is_sweep_override())
-        more = [*_resumed_variants(overrides), f"hydra.job.config.override_dirname.exclude_keys=[{fixed}]"]
+        more = [*_held_variants(arguments, overrides), f"hydra.job.config.override_dirname.exclude_keys=[{fixed}]"]
         sys.argv = ["gptlab train", *words, *more, *flags]
         hydra.main(version_base="1.3", config_path=str(conf_dir.find()), config_name="train")(point)()
     except (HydraException, OmegaConfBaseException) as error:
@@ -93,7 +93,7 @@ def _remove_empty(folder: Path) -> None:
 
 
 def _train(composed: DictConfig) -> None:
-    from gptlab import run
+    from gptlab import pretrained, run
 
     settings = HydraConfig.get()
     tree = _plain(composed)
@@ -104,6 +104,9 @@ def _train(composed: DictConfig) -> None:
         if settings.mode is RunMode.MULTIRUN:
             tree["run_dir"] = settings.runtime.output_dir
         tree["plugins"] = plugins.load(tree["plugins"])
+        if tree.get("init"):
+            experiment = _experiment(settings.runtime.choices.get("experiment"), sys.argv)
+            tree = pretrained.adopt(tree, {*_changes(overrides), *_keys(experiment)})
         status, _ = run.start(from_dict(tree), {"overrides": overrides})
     if status == "interrupted":
         raise Interrupted
@@ -149,22 +152,48 @@ def _changes(overrides: Sequence[str]) -> dict[str, Any]:
     return {nodes.get(o.key_or_group, o.key_or_group): o.value() for o in parsed if o.key_or_group != "resume"}
 
 
+def _keys(experiment: Mapping[str, Any]) -> Iterator[str]:
+    """The keys that an experiment sets, in its groups and in its model, by the key in the config."""
+    nodes = {slot.group: slot.node for slot in registry.SLOTS.values()}
+    for entry in experiment.get("defaults") or []:
+        for word in entry if isinstance(entry, dict) else []:
+            group = word.removeprefix("override ").lstrip("/").partition("@")[0]
+            yield nodes.get(group, group)
+    for key, value in (experiment.get("model") or {}).items():
+        yield from (f"model.{key}.{option}" for option in value) if isinstance(value, dict) else [f"model.{key}"]
+
+
 def _is_override(argument: str) -> bool:
     return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
 
 
 def _plugins_of(arguments: Sequence[str], overrides: Sequence[Override]) -> list[str]:
-    """The plugins that the command line names: itself, through its experiment, or through the run it resumes."""
+    """The plugins that the command line names: itself, or through its experiment, or the run that it goes on with."""
     named = {o.key_or_group: o.value() for o in overrides}
     found = named.get("plugins") or []
     plugin_names = [str(p) for p in (found if isinstance(found, list) else [found])]
     plugin_names += _resumed_config(overrides).get("plugins") or []
+    if init := _init(arguments, overrides):
+        run_dir = rundirs.find(init) if init == "latest" else Path(init).expanduser()
+        plugin_names += _read(run_dir / rundirs.CONFIG).get("plugins") or []
     if "plugins" not in named:
         chosen = named.get("experiment")
         for name in chosen.list if isinstance(chosen, ChoiceSweep) else [chosen]:
-            files = (folder / "experiment" / f"{name}.yaml" for folder in _conf_dirs(arguments))
-            plugin_names += _read(next(filter(Path.is_file, files), Path(os.devnull))).get("plugins") or []
+            plugin_names += _experiment(name, arguments).get("plugins") or []
     return plugin_names
+
+
+def _init(arguments: Sequence[str], overrides: Sequence[Override]) -> str | None:
+    """The weights that the command line or its experiment names; None when there are none, or several to sweep."""
+    named = {o.key_or_group: o.value() for o in overrides}
+    init = named.get("init", _experiment(named.get("experiment"), arguments).get("init"))
+    return init if isinstance(init, str) else None
+
+
+def _experiment(name: object, arguments: Sequence[str]) -> dict[str, Any]:
+    """The file of an experiment; empty when there is none."""
+    files = (folder / "experiment" / f"{name}.yaml" for folder in _conf_dirs(arguments))
+    return _read(next(filter(Path.is_file, files), Path(os.devnull)))
 
 
 def _resumed_config(overrides: Sequence[Override]) -> dict[str, Any]:
@@ -173,11 +202,17 @@ def _resumed_config(overrides: Sequence[Override]) -> dict[str, Any]:
     return _read(rundirs.find(resumed) / rundirs.CONFIG) if isinstance(resumed, str) else {}
 
 
-def _resumed_variants(overrides: Sequence[Override]) -> list[str]:
-    """GROUP=NAME as the resumed run has them, so that the options named beside resume= are those of its variants."""
-    tree, named = _resumed_config(overrides), {o.key_or_group for o in overrides}
+def _held_variants(arguments: Sequence[str], overrides: Sequence[Override]) -> list[str]:
+    """GROUP=NAME of the resumed run, or of the weights of init: options named beside are those of its variants."""
+    tree, named = _resumed_config(overrides), {o.key_or_group: o.value() for o in overrides}
     nodes = {slot: (tree.get("model", {}) if slot in LAYER_SLOTS else tree).get(slot) for slot in registry.SLOTS}
-    groups = {registry.SLOTS[slot].group: registry.name_of(slot, spec) for slot, spec in nodes.items() if spec}
+    found = {slot: registry.name_of(slot, spec) for slot, spec in nodes.items() if spec}
+    if (init := _init(arguments, overrides)) and not tree:
+        from gptlab import pretrained
+
+        chosen = set(_keys(_experiment(named.get("experiment"), arguments)))
+        found = {slot: name for slot, name in pretrained.variants(init).items() if f"model.{slot}" not in chosen}
+    groups = {registry.SLOTS[slot].group: name for slot, name in found.items()}
     return [f"{group}={name}" for group, name in groups.items() if group not in named]
 
 

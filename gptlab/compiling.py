@@ -47,10 +47,15 @@ class _Compiled:
     def _try_backward(self, *args: Any) -> None:
         """The backward graph may be compiled only when it runs, which is out of our hands later."""
         owner = getattr(self.plain, "__self__", None)
-        parameters = [p for p in owner.parameters() if p.requires_grad] if isinstance(owner, torch.nn.Module) else []
-        total, *_ = self.current(*args)
-        if parameters and total.requires_grad:
-            torch.autograd.grad(total, parameters, allow_unused=True)
+        model = owner if isinstance(owner, torch.nn.Module) else torch.nn.Module()
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        with torch.random.fork_rng(devices={p.device for p in parameters if p.is_cuda}):
+            total, *_ = self.current(*args)
+            if parameters and total.requires_grad:
+                torch.autograd.grad(total, parameters, allow_unused=True)
+        for buffer, value in buffers:  # a trial leaves no trace: what it drew and counted comes again
+            buffer.copy_(value)
 
 
 def _is_compilers(error: Exception) -> bool:

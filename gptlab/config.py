@@ -94,16 +94,38 @@ class TrainerConfig:
     precision: str = "auto"  # auto, fp32, bf16, fp16
     compile: str = "auto"  # auto, true, false
     on_nonfinite: str = "stop"  # stop, skip: what a loss that is NaN or infinite does
+    patience: int = 0  # evaluations without a better validation loss after which training stops; 0 = never
 
     def __post_init__(self) -> None:
         self.compile = str(self.compile).lower()
         for name in ("steps", "batch_size", "accumulate", "log_every", "keep", "sample_tokens"):
             require(getattr(self, name) >= 1, f"trainer.{name} must be at least 1, but is {getattr(self, name)}.")
-        for name in ("clip", "eval_every", "save_every", "sample_every"):
+        for name in ("clip", "eval_every", "save_every", "sample_every", "patience"):
             require(getattr(self, name) >= 0, f"trainer.{name} must be 0 or more, but is {getattr(self, name)}.")
         require_choice("trainer.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         require_choice("trainer.compile", self.compile, ("auto", "true", "false"))
         require_choice("trainer.on_nonfinite", self.on_nonfinite, ("stop", "skip"))
+        require(
+            not self.patience or self.eval_every > 0,
+            f"trainer.patience={self.patience} counts evaluations, but trainer.eval_every is 0: set it too.",
+        )
+
+
+@dataclass
+class LoraConfig:
+    """Fine-tuning by a product of two thin matrices beside each frozen one. Hu et al. 2021, arXiv:2106.09685."""
+
+    rank: int = 0  # of the products; 0 = no LoRA, every parameter learns
+    alpha: float = 16.0  # a product is added times alpha / rank
+    on: list[str] = field(default_factory=lambda: ["q", "v"])  # linear layers of the blocks: q, mlp.proj, ...
+    train: list[str] = field(default_factory=list)  # what learns besides, by a part of its name: norm, head, ...
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 0, f"lora.rank must be 0 or more, but is {self.rank}.")
+        require(self.alpha > 0, f"lora.alpha must be above 0, but is {self.alpha}.")
+        require(not self.rank or bool(self.on), "lora.on must name a linear layer, but is empty: try [q,v].")
+        told = (self.alpha, self.on, self.train) != (16.0, ["q", "v"], [])
+        require(bool(self.rank) or not told, "lora.alpha, lora.on and lora.train need a lora.rank: try lora.rank=8.")
 
 
 @dataclass
@@ -114,9 +136,11 @@ class RunConfig:
     seed: int = 0  # of initial values, batches and dropout
     run_dir: str | None = None  # where this run's files go; null: runs/<name>/<date>_<time>
     resume: str | None = None  # a run directory, or latest
+    init: str | None = None  # weights to begin with: gpt2, org/name, a directory, a .safetensors file, a run directory
     plugins: list[str] = field(default_factory=list)  # modules and files that register variants
     logger: str = "auto"  # auto, wandb, none
     model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     data: Any = "python"
     tokenizer: Any = "byte"
     optimizer: Any = "adamw"
@@ -130,12 +154,17 @@ class RunConfig:
         )
         require_choice("logger", self.logger, ("auto", "wandb", "none"))
         require(0 <= self.seed < 2**63, f"seed must be a whole number from 0 to 2**63 - 1, but is {self.seed}.")
+        require(
+            self.init is not None or not self.lora.rank,
+            f"lora.rank={self.lora.rank} tunes weights that exist: name them, as in init=gpt2.",
+        )
 
 
 def from_dict(tree: Mapping[str, Any]) -> RunConfig:
     """A RunConfig from plain nested data (a composed or a saved config). ConfigError for a key that is not one."""
     tree = dict(tree)
     tree["model"] = _construct(ModelConfig, tree.get("model", {}), "model")
+    tree["lora"] = _construct(LoraConfig, tree.get("lora", {}), "lora")
     tree["trainer"] = _construct(TrainerConfig, tree.get("trainer", {}), "trainer")
     return _construct(RunConfig, tree, "")
 

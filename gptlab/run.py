@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gptlab import checkpoint, data, ngram, registry, report, rundir, rundirs
+from gptlab import checkpoint, data, lora, ngram, pretrained, registry, report, rundir, rundirs, tokenizer
 from gptlab.compiling import maybe_compile
 from gptlab.components.attention import trait
 from gptlab.components.attention.choice import fastest, substitute
@@ -30,6 +30,7 @@ from gptlab.optimizer import parameter_groups
 from gptlab.runlog import RunLog, WandbLog, open_wandb, rewind, write_summary
 from gptlab.sampling import Draw, check_length, generate, prompt_ids
 from gptlab.stopping import stop_requests
+from gptlab.tokenizer import Tokenizer
 from gptlab.trainer import Actions, Batch, Status, TrainState, train
 
 OUT_OF_MEMORY = (
@@ -46,7 +47,7 @@ def start(config: RunConfig, command: Mapping[str, Any]) -> tuple[Status, Path]:
     check(config)
     plan = config.trainer  # a run goes on in the precision that it began in, wherever that is
     plan.precision = choose_precision(plan.precision, choose_device(plan.device))
-    dataset = prepare(config, display)
+    dataset = prepare(config, pretrained.tokenizer_of(config), display)
     state = make_state(config, dataset, display)
     run = Run(config, run_dir, dataset, measure(dataset, display), state, display)
     run.check_sample()
@@ -60,13 +61,20 @@ def go_on(wanted: str, changes: Mapping[str, Any]) -> tuple[Status, Path]:
     config = rundir.changed(rundir.read_config(run_dir), run_dir, changes)
     check(config)
     display = make_display()
-    dataset = prepare(config, display)
-    state = make_state(config, dataset, display)
-    if checkpoint.newest(run_dir):
+    own = config.init and (run_dir / rundirs.TOKENIZER).is_file()  # what the weights brought may be gone by now
+    text = tokenizer.load(run_dir / rundirs.TOKENIZER) if own else pretrained.tokenizer_of(config)
+    dataset = prepare(config, text, display)
+    saved = checkpoint.newest(run_dir) is not None
+    state = make_state(config, dataset, display, fresh=not saved)
+    if saved:
         restore(state, run_dir, dataset, display)
     require(
         state.step < state.config.steps,
         f"{run_dir} is done: it has trained all {state.config.steps} steps. To go on, raise trainer.steps.",
+    )
+    require(
+        not state.stopped_early,
+        f"{run_dir} stopped early, {state.waited} evaluations after its best. To go on, raise trainer.patience.",
     )
     run = Run(config, run_dir, dataset, measure(dataset, display), state, display)
     run.check_sample()
@@ -83,20 +91,22 @@ def check(config: RunConfig) -> None:
     if known.document_mask and known.separator is None:
         known.separator = 0  # the tokenizer's, which is not known yet
     with torch.device("meta"), contextlib.suppress(RuntimeError):  # a part that needs storage is built with it, later
-        GPT(known)
+        model = GPT(known)
+        if config.lora.rank:
+            lora.adapt(model, config.lora)
     registry.build("optimizer", config.optimizer, [{"params": [torch.nn.Parameter(torch.zeros(1))]}])
     registry.build("schedule", config.schedule, config.trainer.steps)
 
 
-def prepare(config: RunConfig, display: Display) -> Dataset:
+def prepare(config: RunConfig, text: Tokenizer, display: Display) -> Dataset:
     """The text as tokens, with a vocabulary and lengths that the model can take."""
     source = registry.build("data", config.data)
-    dataset = data.prepare(source, registry.build("tokenizer", config.tokenizer), report=display.note)
+    dataset = data.prepare(source, text, report=display.note)
     dataset.require(config.model.block_size)
     vocabulary = dataset.vocab_size
     config.model.vocab_size = config.model.vocab_size or vocabulary
     if config.model.document_mask and config.model.separator is None:
-        config.model.separator = _separator(dataset)
+        config.model.separator = _separator(dataset, source.by_line)
     require(
         config.model.vocab_size >= vocabulary,
         f"model.vocab_size must cover the tokenizer's {vocabulary} ids, but is {config.model.vocab_size}: leave it.",
@@ -111,14 +121,19 @@ def measure(dataset: Dataset, display: Display) -> Ruler:
     return ngram.ruler(dataset)
 
 
-def make_state(config: RunConfig, dataset: Dataset, display: Display) -> TrainState:
-    """A model with its initial values on its device, and what trains it."""
+def make_state(config: RunConfig, dataset: Dataset, display: Display, *, fresh: bool = True) -> TrainState:
+    """A model with its initial values (drawn ones, or where it is `fresh` those of `init`), and what trains it."""
     plan = config.trainer
     device = choose_device(plan.device)
-    if device.type == "cuda" and plan.precision != "fp32":
-        torch.set_float32_matmul_precision("high")  # products that a part keeps out of autocast run as TensorFloat-32
+    reduced = device.type == "cuda" and plan.precision != "fp32"  # what parts keep out of autocast: as TensorFloat-32
+    torch.set_float32_matmul_precision("high" if reduced else "highest")
     try:
-        model = GPT(config.model, config.seed).to(device)
+        model = GPT(config.model, config.seed)
+        if config.init and fresh:
+            pretrained.fill(model, config.init, display.note)
+        if config.lora.rank:
+            lora.adapt(model, config.lora, config.seed)
+        model = model.to(device)
     except (RuntimeError, MemoryError) as error:
         raise _explained(error) from error
     return TrainState(
@@ -148,6 +163,7 @@ def restore(state: TrainState, run_dir: Path, dataset: Dataset, display: Display
         state.scaler.load_state_dict(saved.meta["scaler"])
     state.step, state.seconds, state.n_bad = saved.step, saved.meta["seconds"], saved.meta["skipped"]
     state.bad.fill_(state.n_bad)
+    state.best_step, state.waited = saved.meta.get("best_step", 0), saved.meta.get("waited", 0)
     state.best, state.last = (math.inf if x is None else x for x in (saved.meta["best"], saved.meta["last"]))
 
 
@@ -174,11 +190,16 @@ class Run:
         try:
             with stop_requests(self.log.note) as stopping:
                 self.log.wandb = self._open_wandb()
-                actions = Actions(self._log, self._evaluate, self._sample, self._save, stopping)
+                actions = Actions(self._log, self._evaluate, self._sample, self._save, stopping, self._save_best)
                 status = train(self.state, self._batch, actions, self._mfu)
         except BaseException as error:
             self._close("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", str(error))
             raise _explained(error) from error
+        if self.state.stopped_early:
+            self.log.note(
+                f"Stopped early at step {self.state.step}: no evaluation was better than that of step "
+                f"{self.state.best_step} for {self.state.waited} times."
+            )
         self._close(status)
         return status
 
@@ -208,10 +229,13 @@ class Run:
             "train_loss": self.train_loss,
             "val_loss": state.last if known else None,
             "best_val_loss": state.best if known else None,
+            "best_step": state.best_step if known else None,
+            "stopped_early": state.stopped_early,
             "val_bpb": bits_per_byte(state.last, fit) if known else None,
             "ruler": self.levels,
             "counted_bigram": {"train": self.ruler.train_bigram, "val": self.ruler.val_bigram},
             "parameters": state.model.n_parameters(),
+            "trained_parameters": _learning(state.model),
             "flops_per_token": self.flops,
             "peak_flops": peak_flops(state.device),
             "tokens": state.step * state.tokens_per_step,
@@ -257,7 +281,8 @@ class Run:
         seed, n_tokens = self.config.seed + self.state.step, min(plan.sample_tokens, room)
         with autocast(self.state.device, self.state.precision):
             drawn = [token for (token,) in generate(model, prompt, n_tokens, draw=draw, seeds=[seed])]
-        self.log.sample(self.state.step, self.config.trainer.sample_prompt + self.dataset.tokenizer.decode(drawn))
+        known = [token for token in drawn if token < self.dataset.vocab_size]  # the ids of padding are no text
+        self.log.sample(self.state.step, self.config.trainer.sample_prompt + self.dataset.tokenizer.decode(known))
 
     def _save(self) -> None:
         state = self.state
@@ -269,17 +294,26 @@ class Run:
             "seconds": state.seconds,
             "skipped": state.n_bad,
             "best": state.best if math.isfinite(state.best) else None,
+            "best_step": state.best_step,
+            "waited": state.waited,
             "last": state.last if math.isfinite(state.last) else None,
             "data": self.dataset.fingerprint,
         }
         groups = {"model": state.model.tensors(), "optimizer": tensors}
         checkpoint.save(self.run_dir, state.step, groups, meta, keep=self.config.trainer.keep)
 
+    def _save_best(self) -> None:
+        meta = {"val_loss": self.state.best, "data": self.dataset.fingerprint}
+        groups = {"model": self.state.model.tensors()}
+        checkpoint.save(self.run_dir / rundir.BEST, self.state.step, groups, meta, keep=1)
+
     def _mfu(self, tokens_per_second: float) -> dict[str, float]:
         peak = peak_flops(self.state.device) if self.state.precision != "fp32" else None
         return {"mfu": tokens_per_second * self.flops / peak} if peak and self.flops else {}
 
     def _count_flops(self) -> float | None:
+        if self.config.lora.rank:  # a frozen matrix has no gradient, which the count of a whole model would hold
+            return None
         try:
             return flops_per_token(self.config.model)
         except Exception as error:  # a part from outside may not run without storage; its training is not at stake
@@ -293,9 +327,10 @@ class Run:
         model = self.config.model
         parts = " ".join(chosen[slot] for slot in ("attention", "position", "norm", "mlp", "block"))
         sizes = f"{model.n_layer} layers, {model.n_head} heads, {model.n_embd} wide, context {model.block_size}"
+        learning = "" if not self.config.lora.rank else f", {_learning(self.state.model):,} of them learn"
         splits = f"{len(self.dataset.train):,} train and {len(self.dataset.val):,} validation tokens"
         return [
-            f"model   {parts}: {sizes}, {self.state.model.n_parameters():,} parameters",
+            f"model   {parts}: {sizes}, {self.state.model.n_parameters():,} parameters{learning}",
             f"data    {chosen['data']} as {chosen['tokenizer']} ({self.dataset.vocab_size} ids): {splits}",
             f"run     {self.run_dir} on {self.state.device}, {self.state.precision}",
             *self._remarks(),
@@ -335,10 +370,21 @@ class Run:
             return None
 
 
-def _separator(dataset: Dataset) -> int:
-    """The id that ends a document. ConfigError when the tokenizer needs several for it."""
+def _learning(model: GPT) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _separator(dataset: Dataset, by_line: bool) -> int:
+    """The id that ends a document. ConfigError when the tokenizer has none, or needs several for it."""
     ids = dataset.tokenizer.separator_ids()
-    require(len(ids) == 1, f"model.document_mask needs one id that ends a document, but this tokenizer has {len(ids)}.")
+    way_out = "choose tokenizer=bpe or gpt2, which have an end of text, or give model.separator=ID"
+    name = dataset.tokenizer.name
+    require(len(ids) == 1, f"model.document_mask needs one id, but tokenizer {name!r} has {len(ids)}: {way_out}.")
+    require(
+        by_line or dataset.tokenizer.end_of_text is not None,
+        f"model.document_mask needs an id that only ends documents, but tokenizer {name!r} ends them with a line break, "
+        f"as it does lines: {way_out}, or train on documents of one line (data.lines=true).",
+    )
     return ids[0]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from gptlab import checkpoint, plugins, registry, tokenizer
+from gptlab import checkpoint, lora, plugins, registry, tokenizer
 from gptlab.config import LAYER_SLOTS, RunConfig, from_dict, to_dict
 from gptlab.errors import CheckpointError, ConfigError
 from gptlab.files import write_atomically
@@ -18,9 +18,10 @@ from gptlab.rundirs import CONFIG, TOKENIZER, find
 from gptlab.tokenizer import Tokenizer
 
 COMMAND, SUMMARY = "command.json", "summary.json"
+BEST = "best"  # a folder with the checkpoint of the lowest validation loss, where trainer.patience waits for it
 FREE_SETTINGS = (  # of the trainer: they change nothing that has been computed
     "steps log_every eval_every save_every sample_every sample_tokens sample_prompt sample_temperature keep "
-    "device compile on_nonfinite"
+    "device compile on_nonfinite patience"
 )
 MAY_CHANGE = {"logger", "plugins", "resume", *(f"trainer.{name}" for name in FREE_SETTINGS.split())}
 
@@ -71,16 +72,28 @@ def changed(config: RunConfig, run_dir: Path, changes: Mapping[str, Any]) -> Run
 
 
 def load(run_dir: str | Path, *, note: Callable[[str], None] = print) -> tuple[GPT, Tokenizer]:
-    """The newest good model of a run (in eval mode, on the CPU) and its tokenizer. `run_dir` may be `latest`.
+    """The model of a run (in eval mode, on the CPU) and its tokenizer. `run_dir` may be `latest`.
 
-    Damaged checkpoints are passed over, said by `note`. Nothing read can run code; the plugins that the run names are
-    imported from the user's own files. CheckpointError when there is no such run or no good checkpoint.
+    It is the newest good one, or the best where trainer.patience waited for it; adapters are merged. Damaged
+    checkpoints are passed over, said by `note`. Nothing read can run code; the plugins that the run names are imported
+    from the user's own files. CheckpointError when there is no such run or no good checkpoint.
     """
     path = find(str(run_dir))
     config = read_config(path)
     model = GPT(config.model)
-    model.load_tensors(checkpoint.load(path, note=note).tensors["model"])
-    return model.eval(), tokenizer.load(path / TOKENIZER)
+    if config.lora.rank:
+        lora.adapt(model, config.lora)
+    model.load_tensors(_chosen(path, config, note).tensors["model"])
+    return lora.merge(model).eval(), tokenizer.load(path / TOKENIZER)
+
+
+def _chosen(path: Path, config: RunConfig, note: Callable[[str], None]) -> checkpoint.Checkpoint:
+    if config.trainer.patience and checkpoint.newest(path / BEST):
+        try:
+            return checkpoint.load(path / BEST, note=note)
+        except CheckpointError as error:
+            note(f"{error} Taking the newest checkpoint in its place.")
+    return checkpoint.load(path, note=note)
 
 
 def trained_on(run_dir: Path) -> str:

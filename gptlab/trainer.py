@@ -45,11 +45,13 @@ class TrainState:
     step: int = 0
     seconds: float = 0.0  # of the run so far, pauses of a stopped run left out
     best: float = math.inf  # lowest validation loss
+    best_step: int = 0  # where that was
+    waited: int = 0  # evaluations since
     last: float = math.inf  # newest validation loss
     n_bad: int = 0  # steps left out because they were not finite, as of the last log
     scaler: GradScaler = field(init=False)
     bad: Tensor = field(init=False)  # the same count on the device, read when a row is logged or a checkpoint saved
-    afterwards: list[Callable[[], None]] = field(init=False)  # what modules do after each step
+    afterwards: list[Callable[[Tensor], None]] = field(init=False)  # what modules do after each step
 
     def __post_init__(self) -> None:
         # The loss scaler is the guard for every precision: it leaves out steps with gradients that are not finite,
@@ -59,6 +61,16 @@ class TrainState:
         self.bad = torch.zeros((), dtype=torch.long, device=self.device)
         found = (getattr(module, "after_step", None) for module in self.model.modules())
         self.afterwards = [after_step for after_step in found if after_step]
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the validation loss has not become better for as long as the configuration waits."""
+        return 0 < self.config.patience <= self.waited
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.step >= self.config.steps or self.stopped_early
 
     @property
     def tokens_per_step(self) -> int:
@@ -75,12 +87,13 @@ class Actions:
     sample: Callable[[], None]
     save: Callable[[], None]
     stopping: Callable[[], bool]  # asked after every step
+    keep_best: Callable[[], None] = lambda: None  # when the validation loss is the lowest, where training may end early
 
 
 def train(state: TrainState, batch_of: Callable[[int], Batch], actions: Actions, meter: Meter) -> Status:
     """Train from `state.step` to `config.steps`; every batch and every draw depends on (seed, step) alone."""
     plan, clock = state.config, _Clock(state)
-    while state.step < plan.steps:
+    while not state.ended:
         means, norm = train_step(state, batch_of(state.step))
         state.step += 1
         row: dict[str, Any] = {}
@@ -89,7 +102,7 @@ def train(state: TrainState, batch_of: Callable[[int], Batch], actions: Actions,
         if _due(state, plan.eval_every):
             with clock.pause():
                 row |= actions.evaluate()
-            state.last, state.best = row["val/loss"], min(state.best, row["val/loss"])
+                _compare(state, row["val/loss"], actions)
         if row:
             actions.log(
                 {"step": state.step, "tokens": state.step * state.tokens_per_step, "seconds": clock.read(), **row}
@@ -101,7 +114,7 @@ def train(state: TrainState, batch_of: Callable[[int], Batch], actions: Actions,
                 actions.save()
             if _due(state, plan.sample_every) and not stopping:
                 actions.sample()
-        if stopping and state.step < plan.steps:
+        if stopping and not state.ended:
             return "interrupted"
     return "done"
 
@@ -151,10 +164,10 @@ def _step_optimizer(state: TrainState, loss: Tensor) -> Tensor:
     state.scaler.step(state.optimizer)
     state.scaler.update(None if fp16 else 1.0)
     state.optimizer.zero_grad(set_to_none=True)
+    finite = torch.isfinite(loss) & torch.isfinite(norm)
     for act in state.afterwards:
-        act()
-    finite = torch.isfinite(loss) if fp16 else torch.isfinite(loss) & torch.isfinite(norm)  # fp16 overflows are routine
-    state.bad += ~finite
+        act(finite)
+    state.bad += ~(torch.isfinite(loss) if fp16 else finite)  # fp16 overflows are routine
     return norm
 
 
@@ -166,7 +179,18 @@ def _micro_batches(state: TrainState, batch: Batch) -> Iterator[Batch]:
 
 
 def _due(state: TrainState, every: int) -> bool:
-    return state.step == state.config.steps or (every > 0 and state.step % every == 0)
+    return state.ended or (every > 0 and state.step % every == 0)
+
+
+def _compare(state: TrainState, loss: float, actions: Actions) -> None:
+    """Remember a validation loss; the lowest so far is a step to keep, any other one more that was waited."""
+    state.last = loss
+    if loss < state.best:
+        state.best, state.best_step, state.waited = loss, state.step, 0
+        if state.config.patience:
+            actions.keep_best()
+    else:
+        state.waited += 1
 
 
 def _measure(

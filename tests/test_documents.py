@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,10 @@ def test_an_attention_that_cannot_keep_documents_apart_is_refused(monkeypatch: p
 def test_a_run_finds_the_separator_of_its_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tiny.write_text(tmp_path)
-    ended = tiny.run("model.document_mask=true", "model/attention=flash", "run_dir=run")
+    refused = tiny.run("model.document_mask=true", "run_dir=run")
+    assert (refused.code, os.listdir()) == (2, ["text.txt"])
+    assert "ends them with a line break, as it does lines: choose tokenizer=bpe" in refused.err
+    ended = tiny.run("model.document_mask=true", "data.lines=true", "run_dir=run")
     assert ended.code == 0, ended.err
     gpt, text = rundir.load("run")
     assert [gpt.config.separator] == text.encode("\n")

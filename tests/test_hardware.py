@@ -8,11 +8,12 @@ import pytest
 import tiny
 import torch
 
-from gptlab.compiling import maybe_compile
+from gptlab.compiling import _Compiled, maybe_compile
 from gptlab.config import ModelConfig
 from gptlab.cost import flops_per_token
 from gptlab.errors import ConfigError
 from gptlab.hardware import autocast, choose_device, choose_precision, describe, has_compiler, peak_flops, versions
+from gptlab.model import GPT
 
 CPU = torch.device("cpu")
 
@@ -160,3 +161,19 @@ def test_a_backward_pass_that_cannot_be_compiled_leaves_the_plain_loss(monkeypat
     total, _ = loss(torch.ones(1, 2))
     total.backward()
     assert notes == ["torch.compile failed (no backward here): training goes on without it."]
+
+
+def test_the_trial_of_a_compiled_loss_leaves_no_trace() -> None:
+    """What it draws and counts comes again: a resumed run goes on with the bits of one that was never stopped."""
+    sizes = {"vocab_size": 7, "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8}
+    model = GPT(ModelConfig(**sizes, dropout=0.5, mlp={"name": "moe", "balance": "bias"}))
+    compiled = _Compiled(model.loss, print)
+    compiled.current = model.loss
+    tokens = torch.randint(7, (2, 8), generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(3)
+    wanted = model.loss(tokens, tokens)[0]
+    counts = model.blocks[0].mlp.router.balance.counts.clone()
+    model.blocks[0].mlp.router.balance.counts.zero_()
+    torch.manual_seed(3)
+    assert torch.equal(compiled(tokens, tokens)[0], wanted)
+    assert torch.equal(model.blocks[0].mlp.router.balance.counts, counts)

@@ -204,7 +204,7 @@ def test_each_group_learns_at_its_own_rate() -> None:
 
 def test_modules_act_after_each_step() -> None:
     gpt, calls = tiny.state().model, []
-    gpt.blocks[0].mlp.after_step = lambda: calls.append(gpt.head.weight.detach().clone())
+    gpt.blocks[0].mlp.after_step = lambda taken: calls.append(gpt.head.weight.detach().clone())
     state = replace(tiny.state(), model=gpt)
     state.optimizer = torch.optim.SGD(gpt.parameters(), lr=0.1)
     state.loss = gpt.loss
@@ -328,3 +328,16 @@ def test_fp16_that_overflows_at_any_scale_ends_the_training() -> None:
     state.scaler = GradScaler("cpu", init_scale=2.0**-11)
     with pytest.raises(TrainingError, match="overflow at any loss scale"):
         trainer._refuse_nonfinite(state)
+
+
+def test_a_step_that_is_left_out_moves_no_bias_of_a_router() -> None:
+    state = tiny.state({"mlp": {"name": "moe", "balance": "bias"}}, on_nonfinite="skip")
+    (balance,) = [module for module in state.model.modules() if hasattr(module, "after_step")]
+    tokens = torch.randint(11, (4, 8), generator=torch.Generator().manual_seed(0))
+    train_step(state, (tokens, tokens))
+    moved = balance.bias.clone()
+    assert moved.any()
+    usual = state.loss
+    state.loss = lambda x, y: (usual(x, y)[0] * math.nan, *usual(x, y)[1:])
+    train_step(state, (tokens, tokens))
+    assert torch.equal(balance.bias, moved)

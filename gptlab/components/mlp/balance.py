@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn as nn
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gptlab.components.context import Context
@@ -80,10 +80,10 @@ class BiasBalance(Balance):
             self.counts.add_(counts)
 
     @torch.no_grad()
-    def after_step(self) -> None:
-        """Raise the bias of experts that got less than the mean since the last step, lower that of the others."""
+    def after_step(self, taken: Bool[Tensor, ""]) -> None:
+        """Raise the bias of experts that got less than the mean since the last step, if it was taken; lower others."""
         load = self.counts.to(self.bias.dtype)
-        self.bias += self.rate * torch.sign(load.mean() - load)
+        self.bias += self.rate * taken * torch.sign(load.mean() - load)
         self.counts.zero_()
 
 
