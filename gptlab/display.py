@@ -345,6 +345,7 @@ SUMMARY: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("train_loss", "train loss", _nats),
     ("val_loss", "val loss", _nats),
     ("best_val_loss", "best val loss", _nats),
+    ("best_step", "best step", "{:,}".format),
     ("val_bpb", "val", "{:.4f} bits per byte".format),
     ("parameters", "parameters", "{:,}".format),
     ("tokens", "trained on", "{:,} tokens".format),

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from gptlab import registry, rundir, rundirs, tokenizer, weights
-from gptlab.config import LAYER_SLOTS, ModelConfig, RunConfig, as_spec, merge_spec, require
+from gptlab.config import LAYER_SLOTS, ModelConfig, RunConfig, as_spec, require
 from gptlab.model import GPT
 from gptlab.tokenizer import Tokenizer
 from gptlab.weights import Fit, vocabulary
-from gptlab.weights.composition import is_softmax
+from gptlab.weights.loading import merge
 
 FIXED = ("vocab_size", "n_embd", "n_head", "embedding_size")  # without these the tensors mean nothing
 PADDED = (1, 8, 64, 128, 256, 512)  # a vocabulary is often rounded up to a multiple of these
@@ -173,19 +173,8 @@ def _named(tree: Mapping[str, Any], named: Collection[str]) -> dict[str, Any]:
 
 
 def _changed(held: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
-    merged: dict[str, Any] = {
-        key: _merged(key, getattr(held, key), new) if key in LAYER_SLOTS else new for key, new in changes.items()
-    }
+    merged: dict[str, Any] = {key: merge(key, getattr(held, key), new) for key, new in changes.items()}
     return dataclasses.replace(held, **merged)
-
-
-def _merged(slot: str, held: Any, new: Any) -> dict[str, Any]:
-    """A part over the one in its place. Attentions by a softmax differ in their kernel alone, and keep all options."""
-    old, change = as_spec(held), as_spec(new)
-    name = change.get("name", old["name"])
-    if slot == "attention" and is_softmax(old["name"]) and is_softmax(name):
-        return {**old, **change}
-    return merge_spec(old, change)
 
 
 def _check_length(init: str, held: ModelConfig, model: ModelConfig) -> None:

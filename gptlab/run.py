@@ -382,8 +382,8 @@ def _separator(dataset: Dataset, by_line: bool) -> int:
     require(len(ids) == 1, f"model.document_mask needs one id, but tokenizer {name!r} has {len(ids)}: {way_out}.")
     require(
         by_line or dataset.tokenizer.end_of_text is not None,
-        f"model.document_mask needs an id that only ends documents, but tokenizer {name!r} ends them with a line break, "
-        f"as it does lines: {way_out}, or train on documents of one line (data.lines=true).",
+        f"model.document_mask needs an id that only ends documents, but tokenizer {name!r} ends them with a line "
+        f"break, as it does lines: {way_out}, or train on documents of one line (data.lines=true).",
     )
     return ids[0]
 

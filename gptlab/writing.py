@@ -59,6 +59,8 @@ def continuations(
             if tokens[i] == tokenizer.end_of_text:
                 open_.discard(i)
                 continue
+            if tokens[i] >= tokenizer.vocab_size:  # a vocabulary that was rounded up has ids without text
+                continue
             ids[i].append(tokens[i])
             text = tokenizer.decode(ids[i])
             if stop is not None and stop in text:

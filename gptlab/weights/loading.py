@@ -60,7 +60,7 @@ def config_of(source: Source | str | Path, **changes: Any) -> ModelConfig:
     known = {field.name for field in dataclasses.fields(ModelConfig)}
     for key in changes.keys() - known:
         raise ConfigError(f"There is no setting model.{key}. {did_you_mean(key, known)}")
-    merged = {key: _merged(key, getattr(held, key), new) for key, new in changes.items()}
+    merged = {key: merge(key, getattr(held, key), new) for key, new in changes.items()}
     return dataclasses.replace(held, **merged)
 
 
@@ -105,7 +105,8 @@ def _unfilled(config: ModelConfig) -> GPT:
     return model
 
 
-def _merged(key: str, held: Any, new: Any) -> Any:
+def merge(key: str, held: Any, new: Any) -> Any:
+    """A field of ModelConfig over the one in its place: a part by its spec, where a softmax's kernel keeps options."""
     if key not in LAYER_SLOTS:
         return new
     old, change = as_spec(held), as_spec(new)
