@@ -100,7 +100,7 @@ def default_of(option: Written) -> str:
 def kind_of(option: Written) -> str:
     """An option's type in a few words."""
     choices = re.sub(r"Literal\[(.*?)\]", lambda found: found[1].replace("'", ""), option.type)
-    return choices.replace("None", "null").replace(" | ", " or ")
+    return re.sub(r"dict\[.*?\]", "a mapping", choices).replace("None", "null").replace(" | ", " or ")
 
 
 def _card(entry: Entry, extra: tuple[Path, ...], beside: list[presets.Preset]) -> Card:
@@ -124,7 +124,7 @@ def _card(entry: Entry, extra: tuple[Path, ...], beside: list[presets.Preset]) -
 
 def _needs(entry: Entry, source: Source | None) -> str:
     """Options that have no default; then what the other side of attention and position must do, in a few words."""
-    node = SLOTS[entry.slot].node.replace("model.position", "position")
+    node = SLOTS[entry.slot].typed
     needs = [f"{node}.{option.name}" for option in entry.options if not option.default]
     if source and entry.slot == "attention" and (honours := source.says("honours")) is not None:
         unused = [hook for hook in HOOKS[1:] if hook not in honours]

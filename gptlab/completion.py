@@ -6,9 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from gptlab import catalogue
-from gptlab.config import ModelConfig, RunConfig, TrainerConfig
 from gptlab.errors import ConfigError, did_you_mean
-from gptlab.help import VERBS, presets
+from gptlab.help import SETTINGS, VERBS, presets
 from gptlab.registry import SLOTS
 from gptlab.rundirs import recent
 
@@ -68,12 +67,9 @@ def _train(word: str, before: list[str]) -> list[str]:
         done = typed.rpartition(",")[0] + "," if "," in typed else ""  # a sweep: complete the last of several
         return [f"{key}={done}{value}" for value in _values(key, entries)]
     groups = [f"{place.group}=" for place in SLOTS.values()] + ["model=", "experiment=", "resume="]
-    settings = [
-        f"{name}="
-        for name in (*_fields("", RunConfig), *_fields("model.", ModelConfig), *_fields("trainer.", TrainerConfig))
-    ]
+    settings = [f"{name}=" for prefix, cls in SETTINGS.items() for name in _fields(prefix, cls)]
     options = [
-        f"{SLOTS[e.slot].node.replace('model.position', 'position')}.{option.name}="
+        f"{SLOTS[e.slot].typed}.{option.name}="
         for e in entries
         if chosen.get(SLOTS[e.slot].group, e.name) == e.name
         for option in e.options
@@ -89,7 +85,7 @@ def _values(key: str, entries: list[catalogue.Entry]) -> list[str]:
 
 
 def _fields(prefix: str, cls: type) -> list[str]:
-    return [f"{prefix}{f.name}" for f in dataclasses.fields(cls) if f.name not in (*SLOTS, "model", "trainer")]
+    return [f"{prefix}{f.name}" for f in dataclasses.fields(cls) if f.name not in (*SLOTS, "model", "trainer", "lora")]
 
 
 def did_not_match(verb: str) -> ConfigError:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MANY = 20  # names that one line of an error may list
+
 
 class GptlabError(Exception):
     """Base of everything a user can cause. Its message is one line: the rule, the value, the way out."""
@@ -30,10 +32,17 @@ class Interrupted(BaseException):
     """The user stopped a command, which has saved what it had: exit code 130."""
 
 
-def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """The nearest right word as a sentence, or all of them when none is near."""
+def did_you_mean(word: str, choices: Iterable[str], shown_by: str = "gptlab train --help") -> str:
+    """The nearest right word as a sentence; when none is near all of them, or, of many, the command that shows them."""
     names = sorted(choices)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    if near:
-        return f"Did you mean {near[0]!r}?"
+    if near := nearest(word, names):
+        return near
+    if len(names) > MANY:
+        return f"None of the {len(names)} is near: `{shown_by}` shows them."
     return f"Choose one of: {', '.join(names)}." if names else "There are none."
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """The nearest right word as a sentence; empty when none is near."""
+    near = difflib.get_close_matches(word, sorted(choices), n=1, cutoff=0.6)
+    return f"Did you mean {near[0]!r}?" if near else ""

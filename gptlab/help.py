@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from rich.table import Table
 from gptlab import catalogue
 from gptlab import presets as kept
 from gptlab.cards import default_of, kind_of
-from gptlab.config import ModelConfig, RunConfig, TrainerConfig
+from gptlab.config import LoraConfig, ModelConfig, RunConfig, TrainerConfig
+from gptlab.errors import ConfigError, did_you_mean
+from gptlab.plugins import ENTRY_POINTS
 from gptlab.registry import SLOTS
 
 VERBS = {
@@ -36,6 +39,7 @@ EXAMPLES = (
     "gptlab train plugins=[./mixer.py] model/attention=mixer",
     "gptlab train resume=latest",
 )
+SETTINGS = {"": RunConfig, "model.": ModelConfig, "trainer.": TrainerConfig, "lora.": LoraConfig}
 FLAGS = {
     "-m": "train every combination of comma-separated values",
     "--cfg job": "print the composed config and stop",
@@ -56,23 +60,30 @@ def show_verbs() -> None:
 
 
 def show_train(words: list[str]) -> None:
-    """Groups, variants, presets and settings of a training, and the options of each variant that `words` choose."""
+    """Groups, variants, presets and settings of a training, or what can be set of the variants that `words` choose.
+
+    ConfigError for a choice that there is not.
+    """
+    chosen = dict(word.partition("=")[::2] for word in words)
+    brought = [plugin.strip() for plugin in chosen.get("plugins", "").strip("[]").split(",") if plugin.strip()]
+    found = catalogue.entries(Path(plugin) for plugin in brought if plugin.endswith(".py"))
+    unread = any(not plugin.endswith(".py") for plugin in brought)
+    unread |= any(word.startswith(("--config-dir", "-cd")) for word in words) or bool(entry_points(group=ENTRY_POINTS))
+    asked = list(_asked(chosen, found, strict=not unread))
     console = Console(highlight=False)
     console.print("Train a GPT composed from parts: gptlab train [GROUP=NAME ...] [SETTING=VALUE ...] [FLAG ...]\n")
-    chosen = dict(word.partition("=")[::2] for word in words)
-    files = (Path(plugin.strip()) for plugin in chosen.get("plugins", "").strip("[]").split(","))
-    found = catalogue.entries(path for path in files if path.suffix == ".py")
-    if named := [entry for entry in found if entry.name in chosen.get(SLOTS[entry.slot].group, "").split(",")]:
-        show_options(console, named)
+    for group, one in asked:
+        show_choice(console, group, one)
+    if asked:
         return
     for slot, place in SLOTS.items():
         console.print(f"[bold]{place.group}=[/]  {escape(place.meaning)}")
-        mine = [(entry.name, _with_options(entry, place.node)) for entry in found if entry.slot == slot]
+        mine = [(entry.name, _with_options(entry, place.typed)) for entry in found if entry.slot == slot]
         console.print(_table([*mine, *presets(place.group)]))
-    for group, meaning in (("model", "sizes and parts together"), ("experiment", "a whole run, with its question")):
+    for group, meaning in kept.WHOLE.items():
         console.print(f"[bold]{group}=[/]  {meaning}")
         console.print(_table(presets(group)))
-    for title, cls in (("", RunConfig), ("model.", ModelConfig), ("trainer.", TrainerConfig)):
+    for title, cls in SETTINGS.items():
         console.print(f"[bold]{title or 'settings'}[/]")
         console.print(_table(_settings(title, cls)))
     console.print("[bold]flags[/]")
@@ -83,14 +94,45 @@ def show_train(words: list[str]) -> None:
         console.print(f"  {escape(example)}")
 
 
-def show_options(console: Console, entries: list[catalogue.Entry]) -> None:
-    """What can be set of some variants: type, default and meaning, as their signatures say."""
-    for entry in entries:
-        place = SLOTS[entry.slot]
-        console.print(f"[bold]{place.group}={entry.name}[/]  {escape(entry.meaning)}")
-        node = "position" if entry.slot == "position" else place.node
-        rows = [(f"{node}.{option.name}", _with_default(option)) for option in entry.options]
-        console.print(_table(rows) if rows else "  It has no options.")
+def show_choice(console: Console, group: str, one: catalogue.Entry | kept.Preset) -> None:
+    """What can be set of a variant: type, default and meaning, as its signature says. Of a whole preset, its file."""
+    console.print(f"[bold]{group}={one.name}[/]  {escape(one.meaning)}")
+    if isinstance(one, kept.Preset):
+        console.print(escape(kept.written(group, one.name)))
+        return
+    rows = [(f"{SLOTS[one.slot].typed}.{option.name}", _with_default(option)) for option in one.options]
+    console.print(_table(rows) if rows else "  It has no options.")
+
+
+def _asked(
+    chosen: dict[str, str], found: list[catalogue.Entry], strict: bool
+) -> Iterator[tuple[str, catalogue.Entry | kept.Preset]]:
+    """Group and meaning of each choice of a variant or preset; an unknown one is a ConfigError where that is sure."""
+    for group in (*(place.group for place in SLOTS.values()), *kept.WHOLE):
+        known = _choices(group, found)
+        for name in chosen.get(group, "").split(","):
+            if name in known:
+                yield group, known[name]
+            elif strict and name not in ("", "null"):
+                raise ConfigError(f"There is no {group.rpartition('/')[2]} named {name!r}. {did_you_mean(name, known)}")
+
+
+def _choices(group: str, found: list[catalogue.Entry]) -> dict[str, catalogue.Entry | kept.Preset]:
+    """The variants and presets of a group by name: a preset of a variant is that variant with other defaults."""
+    variants = {entry.name: entry for entry in found if SLOTS[entry.slot].group == group}
+    both: dict[str, catalogue.Entry | kept.Preset] = {**variants}
+    for preset in kept.of(group):
+        base = variants.get(preset.variant)
+        both[preset.name] = _preset_of(base, preset) if base else preset
+    return both
+
+
+def _preset_of(base: catalogue.Entry, preset: kept.Preset) -> catalogue.Entry:
+    """The variant as the preset sets it."""
+    set_to = {key: repr(value) for key, value in preset.settings.items()}
+    options = (dataclasses.replace(o, default=set_to.get(o.name, o.default)) for o in base.options)
+    meaning = f"{preset.meaning} A preset of {base.name}."
+    return catalogue.Entry(base.slot, preset.name, meaning, tuple(options))
 
 
 def presets(group: str) -> list[tuple[str, str]]:
@@ -103,10 +145,7 @@ def _with_default(option: catalogue.Written) -> str:
 
 
 def _with_options(entry: catalogue.Entry, node: str) -> str:
-    short = node.removeprefix("model.") if node == "model.position" else node
-    return entry.meaning + (
-        f" [{short}.: {' '.join(option.name for option in entry.options)}]" if entry.options else ""
-    )
+    return entry.meaning + (f" [{node}.: {' '.join(option.name for option in entry.options)}]" if entry.options else "")
 
 
 def _settings(prefix: str, cls: type) -> Iterator[tuple[str, str]]:

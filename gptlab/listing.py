@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,9 +12,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from gptlab import cards
+from gptlab import presets as kept
 from gptlab.cards import Card, Record, default_of, kind_of
 from gptlab.errors import ConfigError, did_you_mean
 from gptlab.registry import SLOTS
@@ -30,26 +33,29 @@ PICTURES = {
         "biases.svg": "What is added to the scores over distance, as each encoding begins.",
     },
 }
+ROOM = 100  # columns of a terminal from which on a variant's source and needs stand beside its meaning
 HEAD = "| variant | what it is | source | needs |\n|---|---|---|---|\n"
 MADE = "<!-- Made by scripts/write_catalogue.py from the variants' sources: edit those. -->\n"
 
 
 def show(words: list[str], as_json: bool) -> None:
-    """A table of everything or of the slots named, or the cards of the variants named."""
+    """A table of everything or of the groups named, or the cards of the variants and whole presets named."""
     files = plugin_files(word for word in words if word.startswith("plugins="))
     deck, words = cards.deck(files), [word for word in words if not word.startswith("plugins=")]
     slots = [slot for slot in SLOTS if {slot, SLOTS[slot].group} & set(words)]
-    groups = {*slots, *(SLOTS[slot].group for slot in slots)}
-    named = [_with_record(find(word, deck), files) for word in words if word not in groups]
+    groups = {*slots, *(SLOTS[slot].group for slot in slots), *kept.WHOLE}
+    found = [find(word, deck) for word in words if word not in groups]
+    named = [one if isinstance(one, Whole) else _with_record(one, files) for one in found]
     listed = [card for card in deck if card.slot in slots or not words]
+    whole = [one for one in wholes() if one.slot in words or not words]
     console = Console(highlight=False)
     if as_json:
-        print(json.dumps([dataclasses.asdict(card) for card in (*listed, *named)], indent=1))
+        print(json.dumps([dataclasses.asdict(one) for one in (*listed, *whole, *named)], indent=1))
         return
-    if listed:
-        console.print(table(listed))
-    for card in named:
-        console.print(Markdown(text_of(card) + _laws(card.record)))
+    if listed or whole:
+        _print_table(console, listed, whole)
+    for one in named:
+        console.print(Markdown(one.text() if isinstance(one, Whole) else text_of(one) + _laws(one.record)))
 
 
 def _with_record(card: Card, files: list[Path]) -> Card:
@@ -72,35 +78,89 @@ def plugin_files(words: Iterable[str]) -> list[Path]:
     return [Path(name) for name in names]
 
 
-def find(word: str, deck: list[Card]) -> Card:
-    """The card of `attention/flash`, `flash`, or of what a preset sets. ConfigError for none, or several."""
-    found = [c for c in deck if word in _names(c)] or [c for c in deck if word in _preset_names(c)]
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """A preset of a whole model or run: what it is, and its file."""
+
+    slot: str
+    name: str
+    meaning: str
+    cited: str
+    written: str
+
+    @property
+    def choice(self) -> str:
+        """What chooses it on a command line."""
+        return f"{self.slot}={self.name}"
+
+    def text(self) -> str:
+        """Its card in Markdown."""
+        about = " ".join(filter(None, (_plain(self.meaning), _linked(self.cited))))
+        return f"# {self.slot}/{self.name}\n\n{about}\n\n- chosen by: `{self.choice}`\n\n```yaml\n{self.written}\n```\n"
+
+
+def wholes() -> list[Whole]:
+    """Every preset of a whole model or run, by group and name."""
+    return [
+        Whole(group, preset.name, *cards.cite(preset.meaning), kept.written(group, preset.name))
+        for group in kept.WHOLE
+        for preset in kept.of(group)
+    ]
+
+
+def find(word: str, deck: list[Card]) -> Card | Whole:
+    """The card of `attention/flash`, `flash`, `llama`, or of what a preset sets. ConfigError for none, or several."""
+    everything: list[Card | Whole] = [*deck, *wholes()]
+    found: list[Card | Whole] = [one for one in everything if word in _names(one)]
+    found = found or [card for card in deck if word in _preset_names(card)]
     if not found:
-        known = {*SLOTS, *(name for card in deck for name in (*_names(card), *_preset_names(card)))}
-        raise ConfigError(f"There is no slot, variant or preset named {word!r}. {did_you_mean(word, known)}")
+        known = {*SLOTS, *kept.WHOLE, *(name for one in everything for name in _names(one))}
+        known |= {name for card in deck for name in _preset_names(card)}
+        way_out = did_you_mean(word, known, "gptlab list")
+        raise ConfigError(f"There is no slot, variant or preset named {word!r}. {way_out}")
     if len(found) > 1:
-        choices = " or ".join(f"{card.slot}/{word}" for card in found)
-        raise ConfigError(f"{word!r} names a variant in several slots: say {choices}.")
+        choices = " or ".join(f"{one.slot}/{word}" for one in found)
+        raise ConfigError(f"{word!r} names several things to choose: say {choices}.")
     return found[0]
 
 
-def table(deck: list[Card]) -> Table:
-    """A row for each variant, its presets below it."""
+def _print_table(console: Console, deck: list[Card], whole: list[Whole]) -> None:
+    """As wide as the terminal; in a pipe, where nobody can widen it, as wide as its text."""
+    piped = not console.is_terminal and "COLUMNS" not in os.environ
+    rows = table(deck, whole, narrow=console.width < ROOM and not piped)
+    if piped:
+        console.width = Measurement.get(console, console.options.update(max_width=10_000), rows).maximum
+    console.print(rows)
+
+
+def table(deck: list[Card], whole: list[Whole], narrow: bool = False) -> Table:
+    """A row for each variant, its presets below it; where it is narrow, source and needs are below the meaning."""
     rows = Table(show_edge=False, pad_edge=False)
     rows.add_column("variant", no_wrap=True)
-    for title, ratio in {"what it is": 5, "source": 4, "needs": 3}.items():
-        rows.add_column(title, ratio=ratio)
-    for slot, place in SLOTS.items():
-        mine = [card for card in deck if card.slot == slot]
+    for title in ("what it is, source, needs",) if narrow else ("what it is", "source", "needs"):
+        rows.add_column(title, overflow="fold")
+
+    def add(name: str, *texts: str) -> None:
+        rows.add_row(name, *(["\n".join(map(escape, filter(None, texts)))] if narrow else map(escape, texts)))
+
+    shown: list[Card | Whole] = [*deck, *whole]
+    for slot, (group, meaning) in _groups().items():
+        mine = [one for one in shown if one.slot == slot]
         if mine:
             rows.add_section()
-            rows.add_row(f"[bold]{place.group}=[/]", f"[bold]{place.meaning}[/]")
-        for card in mine:
-            rows.add_row(f"  {card.name}", *(escape(text) for text in (card.meaning, card.cited, card.needs)))
-            for preset in card.presets:
+            rows.add_row(f"[bold]{group}=[/]", f"[bold]{meaning}[/]")
+        for one in mine:
+            add(f"  {one.name}", one.meaning, one.cited, one.needs if isinstance(one, Card) else "")
+            for preset in one.presets if isinstance(one, Card) else ():
                 meaning, cited = cards.cite(preset.meaning)
-                rows.add_row(f"    {preset.name}", f"preset: {escape(meaning)}", escape(cited))
+                add(f"    {preset.name}", f"preset: {meaning}", cited)
     return rows
+
+
+def _groups() -> dict[str, tuple[str, str]]:
+    """Slot, or group without one -> its group and its meaning."""
+    slots = {slot: (place.group, place.meaning) for slot, place in SLOTS.items()}
+    return slots | {group: (group, meaning) for group, meaning in kept.WHOLE.items()}
 
 
 def text_of(card: Card, level: int = 1) -> str:
@@ -127,6 +187,10 @@ def index(deck: list[Card]) -> str:
             for preset in card.presets:
                 meaning, cited = cards.cite(preset.meaning)
                 text += _row(f"{card.name}: {preset.name}", f"preset: {_plain(meaning)}", _linked(cited), "")
+    for group, meaning in kept.WHOLE.items():
+        text += f"\n## {group}: {meaning}\n\n{HEAD}"
+        for one in (one for one in wholes() if one.slot == group):
+            text += _row(one.name, _plain(one.meaning), _linked(one.cited), "")
     return text
 
 
@@ -142,8 +206,8 @@ def pages(deck: list[Card]) -> dict[str, str]:
     return {"index.md": index(deck), **{f"{slot}.md": page(slot, deck) for slot in SLOTS}}
 
 
-def _names(card: Card) -> set[str]:
-    return {card.name, f"{card.slot}/{card.name}", card.choice}
+def _names(one: Card | Whole) -> set[str]:
+    return {one.name, f"{one.slot}/{one.name}", one.choice}
 
 
 def _preset_names(card: Card) -> set[str]:
@@ -179,7 +243,7 @@ def _laws(record: Record | None) -> str:
 def _options(card: Card) -> str:
     if not card.options:
         return "It has no options."
-    node = SLOTS[card.slot].node.replace("model.position", "position")
+    node = SLOTS[card.slot].typed
     rows = (_row(f"`{o.name}`", f"`{default_of(o)}`", _plain(kind_of(o)), _plain(o.meaning)) for o in card.options)
     return f"| `{node}.` | default | type | meaning |\n|---|---|---|---|\n" + "".join(rows).rstrip()
 

@@ -39,10 +39,13 @@ class GPT(nn.Module):
             self._add_embedding(build, config)
             self.position: Position = build("", "position", config.position, _shape(config))
             self.dropout = nn.Dropout(config.dropout)
-            self.blocks = nn.ModuleList(
+            blocks = [
                 _build_block(build, config, self.position, layer, slots)
                 for layer, slots in enumerate(config.slots_of_layers())
-            )
+            ]
+            for block in blocks:
+                block.check_stack(blocks)
+            self.blocks = nn.ModuleList(blocks)
             closes = self.blocks[-1].final_norm if self.blocks else False
             self.norm = build("", "norm", config.norm, config.n_embd) if closes else nn.Identity()
         _check_documents(self, config)
@@ -58,8 +61,9 @@ class GPT(nn.Module):
         self.head = nn.Linear(size, config.vocab_size, bias=config.head_bias)
         if config.tie_weights:
             self.head.weight = self.token_embedding.weight
-        norm = config.embedding_norm
-        self.embedding_norm = nn.Identity() if norm is None else build("embedding_", "norm", norm, width)
+        self.embedding_norm: nn.Module = nn.Identity()
+        if (norm := config.embedding_norm) is not None:
+            self.embedding_norm = build("embedding_", "norm", norm, width, setting="model.embedding_norm")
         self.embedding_scale = scaled(math.sqrt(width) if config.embedding_scale == "sqrt" else config.embedding_scale)
         self.logit_scale = scaled(config.logit_scale)
         self.logit_softcap = nn.Identity() if config.logit_softcap is None else Softcap(config.logit_softcap)
@@ -197,10 +201,10 @@ def _check_documents(model: GPT, config: ModelConfig) -> None:
             )
 
 
-def _build(seed: int, where: str, slot: str, spec: Any, *args: Any) -> Any:
+def _build(seed: int, where: str, slot: str, spec: Any, *args: Any, setting: str = "") -> Any:
     """A part whose own draws in `__init__` depend on (seed, where, slot), not on what was built before it."""
     with seeded(seed, f"{where}{slot}"):
-        return registry.build(slot, spec, *args)
+        return registry.build(slot, spec, *args, where=setting)
 
 
 def _build_block(

@@ -10,6 +10,8 @@ import yaml
 
 from gptlab import conf_dir
 
+WHOLE = {"model": "sizes and parts together", "experiment": "a whole run, with its question"}  # groups without a slot
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -24,6 +26,12 @@ class Preset:
 def of(group: str) -> list[Preset]:
     """The presets of a group, by name."""
     return [_read(path) for path in sorted((conf_dir.find() / group).glob("*.yaml"))]
+
+
+def written(group: str, name: str) -> str:
+    """A preset as its file has it, without the comments that open it."""
+    lines = (conf_dir.find() / group / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines if not line.startswith("#"))
 
 
 def _read(path: Path) -> Preset:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, make_dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from gptlab.errors import ConfigError, did_you_mean
+from gptlab.errors import ConfigError, did_you_mean, nearest
 
 T = TypeVar("T", bound=type)
 NO_STARS = "options are written out by name; ** stands for those of the class it extends, which has none."
@@ -23,6 +23,11 @@ class Slot:
     group: str
     node: str
     meaning: str
+
+    @property
+    def typed(self) -> str:
+        """The node as a command line writes it: options of `position` go by the short name of their group."""
+        return self.group if self.group == "position" else self.node
 
 
 SLOTS: dict[str, Slot] = {
@@ -65,8 +70,8 @@ class Option:
             fits, converted = _fit(alternative, value)
             if fits:
                 return converted
-        hint = f" {did_you_mean(value, map(str, self.choices))}" if self.choices and isinstance(value, str) else ""
-        raise ConfigError(f"{where} must be {self.wanted}, but {value!r} is not.{hint}")
+        hint = nearest(value, map(str, self.choices)) if isinstance(value, str) else ""
+        raise ConfigError(f"{where} must be {self.wanted}, but {value!r} is not. {hint}".rstrip())
 
 
 def register(slot: str, name: str) -> Callable[[T], T]:
@@ -92,20 +97,23 @@ def names(slot: str) -> list[str]:
     return sorted(_variants[slot])
 
 
-def get(slot: str, name: str) -> type:
+def get(slot: str, name: str, where: str = "") -> type:
     """The class registered as `name` in `slot`. ConfigError with the nearest name when there is none."""
     try:
         return _variants[slot][name]
     except (KeyError, TypeError):
-        raise ConfigError(f"There is no {slot} named {name!r}. {did_you_mean(str(name), _variants[slot])}") from None
+        way_out = did_you_mean(str(name), _variants[slot])
+        raise ConfigError(f"There is no {slot} named {name!r}{_for(where)}. {way_out}") from None
 
 
-def name_of(slot: str, spec: str | Mapping[str, Any]) -> str:
+def name_of(slot: str, spec: str | Mapping[str, Any], where: str = "") -> str:
     """The name in a spec, which is a name alone or a mapping with `name` and options."""
     if isinstance(spec, str):
         return spec
     if not isinstance(spec, Mapping) or "name" not in spec:
-        raise ConfigError(f"{slot} must be a name, or a mapping with a name and options, but {spec!r} is neither.")
+        odd = "a mapping without a name" if isinstance(spec, Mapping) else "neither"
+        rule = "must be a name, or a mapping with a name and options"
+        raise ConfigError(f"{where or slot} {rule}, but {spec!r} is {odd}.")
     return str(spec["name"])
 
 
@@ -126,27 +134,32 @@ def options(cls: type) -> dict[str, Option]:
     return found
 
 
-def resolve(slot: str, spec: str | Mapping[str, Any]) -> tuple[type, dict[str, Any]]:
-    """Class and checked options of a spec. ConfigError: unknown name or option, wrong type, missing value."""
-    name = name_of(slot, spec)
-    cls = get(slot, name)
+def resolve(slot: str, spec: str | Mapping[str, Any], where: str = "") -> tuple[type, dict[str, Any]]:
+    """Class and checked options of a spec. ConfigError: unknown name or option, wrong type, missing values.
+
+    `where` is the setting that holds the spec, when it is another than the slot's own.
+    """
+    name = name_of(slot, spec, where)
+    cls = get(slot, name, where)
     known = options(cls)
     given = {} if isinstance(spec, str) else {key: value for key, value in spec.items() if key != "name"}
     for key in given:
         if key not in known:
             way_out = did_you_mean(str(key), known) if known else "It has no options."
-            raise ConfigError(f"{slot} {name!r} has no option {key!r}. {way_out}")
-    node = SLOTS[slot].node
+            raise ConfigError(f"{slot} {name!r}{_for(where)} has no option {key!r}. {way_out}")
+    node = where or SLOTS[slot].typed
     checked = {key: known[key].check(value, f"{node}.{key}") for key, value in given.items()}
-    for key, option in known.items():
-        if option.default is MISSING and key not in checked:
-            raise ConfigError(f"{slot} {name!r} needs {option.meaning or key}: give {node}.{key}=...")
+    absent = [option for key, option in known.items() if option.default is MISSING and key not in checked]
+    if absent:
+        needs = "; ".join(option.meaning or option.name for option in absent)
+        way_out = " and ".join(f"{node}.{option.name}=..." for option in absent)
+        raise ConfigError(f"{slot} {name!r} needs {needs}: give {way_out}")
     return cls, checked
 
 
-def build(slot: str, spec: str | Mapping[str, Any], *args: Any) -> Any:
-    """An instance of the variant that `spec` names, built as `Variant(*args, **options)`."""
-    cls, chosen = resolve(slot, spec)
+def build(slot: str, spec: str | Mapping[str, Any], *args: Any, where: str = "") -> Any:
+    """An instance of the variant that `spec` names, built as `Variant(*args, **options)`; `where` as for `resolve`."""
+    cls, chosen = resolve(slot, spec, where)
     return cls(*args, **chosen)
 
 
@@ -207,6 +220,10 @@ def _option(cls: type, parameter: inspect.Parameter, hints: Mapping[str, Any]) -
     default = MISSING if parameter.default is parameter.empty else parameter.default
     default = list(default) if isinstance(default, tuple) else default  # as YAML and OmegaConf give it back
     return Option(parameter.name, kind, default, str(meaning))
+
+
+def _for(where: str) -> str:
+    return f" for {where}" if where else ""
 
 
 def _full_name(cls: type) -> str:

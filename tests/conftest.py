@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,17 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = tmp_path_factory.mktemp("cache")
     os.environ["GPTLAB_CACHE"] = str(cache)
     return cache
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """New tensors are float64, and random ones begin at seed 0: for tests that hold formulas to many digits."""
+    import torch
+
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,16 +17,10 @@ from gptlab.errors import ConfigError
 from gptlab.model import GPT
 
 B, T, C, H = 2, 13, 32, 4
-SHAPE = Shape(n_embd=C, n_head=H, block_size=T)
+SHAPE = Shape(n_embd=C, n_head=H, block_size=T, n_layer=2)
 POSITIONS = torch.arange(T)[None]
 
-
-@pytest.fixture(autouse=True)
-def _float64() -> Any:
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def close(a: Tensor, b: Tensor, within: float = 1e-10) -> None:
@@ -137,6 +131,17 @@ def test_a_unet_adds_what_the_mirror_layer_put_out() -> None:
     plain = built_block("prenorm")
     plain.load_state_dict({k: v for k, v in blocks[2].state_dict().items() if k != "skip"})
     close(blocks[2](two, context), plain(two + blocks[2].skip * one, context))
+
+
+def test_a_unet_needs_two_layers_and_a_mirror() -> None:
+    sizes = {"vocab_size": 7, "n_embd": C, "n_head": H}
+    with pytest.raises(ConfigError, match="n_layer must be at least 2, but is 1: take prenorm"):
+        GPT(ModelConfig(**sizes, n_layer=1, block="unet"))
+    for layer in (0, -1):
+        with pytest.raises(ConfigError, match=r"to its mirror, layer [03], but that is no unet"):
+            GPT(ModelConfig(**sizes, n_layer=4, layers=[{"at": str(layer), "block": {"name": "unet"}}]))
+    ends = [{"at": at, "block": {"name": "unet"}} for at in ("0", "-1")]
+    assert GPT(ModelConfig(**sizes, n_layer=4, layers=ends)).blocks[3].skip is not None
 
 
 @pytest.mark.parametrize("block", ["prenorm", "postnorm", "sandwich", "outnorm", "parallel", "unet"])

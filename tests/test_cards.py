@@ -39,7 +39,9 @@ class Mixer(Attention):
 
 
 def card(word: str) -> Card:
-    return listing.find(word, DECK)
+    found = listing.find(word, DECK)
+    assert isinstance(found, Card)
+    return found
 
 
 def test_every_variant_has_a_card_that_says_what_its_class_says() -> None:
@@ -105,6 +107,38 @@ def test_the_list_comes_without_torch_and_in_a_second(tmp_path: Path) -> None:
     for one in DECK:
         assert f"  {one.name} " in ended.out
         assert all(f"    {preset.name} " in ended.out for preset in one.presets)
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120])
+def test_the_table_is_folded_to_the_terminal_and_nothing_is_cut_off(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = tiny.call(door).out.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert not [line for line in lines if "…" in line]
+    told = "".join("".join(line.partition("│")[2].split()) for line in lines)
+    for one in DECK if columns < listing.ROOM else ():
+        assert all("".join(text.split()) in told for text in (one.meaning, one.cited, one.needs))
+
+
+def test_in_a_pipe_each_variant_has_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    lines = tiny.call(door).out.splitlines()
+    for one in DECK:
+        assert [
+            line for line in lines if line.startswith(f"  {one.name} ") and one.meaning in line and one.cited in line
+        ]
+
+
+def test_whole_presets_are_listed_and_shown() -> None:
+    out = tiny.call(door).out
+    assert all(f"  {name} " in out for name in ("gpt2", "llama", "tiny", "bigram", "finetune"))
+    assert [row["name"] for row in json.loads(tiny.call(door, "model", "--json").out)] == ["gpt2", "llama", "tiny"]
+    assert "mlp: swiglu" in tiny.call(door, "llama").out
+    assert "n_layer: 0" in tiny.call(door, "experiment/bigram").out
+    assert "say tokenizer/gpt2 or model/gpt2" in tiny.call(door, "gpt2").err
+    assert "Did you mean 'llama'?" in tiny.call(door, "lama").err
 
 
 def test_a_slot_or_a_variant_may_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

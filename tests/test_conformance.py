@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from gptlab import registry
-from gptlab.conformance import LAWS, SLOTS, Case, Law, cases_for, judge
+from gptlab.conformance import LAWS, SLOTS, Case, Law, cases_for, choose, judge
+from gptlab.errors import ConfigError
 
 COMPILED = "the_loss_compiles_whole_and_once"  # has a file of its own: it is slow
 
@@ -38,6 +39,23 @@ globals().update({f"test_{name}": _test_of(law) for name, law in LAWS.items() if
 def test_every_registered_variant_has_cases(slot: str) -> None:
     covered: set[Any] = {case.name for case in _cases() if case.slot == slot}
     assert covered == set(registry.names(slot))
+
+
+@pytest.mark.parametrize(
+    "word, told",
+    {
+        "deepseek_moe": "'deepseek_moe' is a preset of mlp/moe: check mlp/moe.",
+        "attention/mqa": "is a preset of attention/softmax",
+        "muon": "Laws are about attention, position, norm, mlp, block, but 'muon' fills optimizer",
+        "optimizer/muon_moonlight": "fills optimizer",
+        "falsh": "There is no variant named 'falsh' to check. Did you mean 'flash'?",
+        "xyzzy": "`gptlab list` shows them",
+    }.items(),
+)
+def test_what_no_law_is_about_is_refused_by_what_it_is(word: str, told: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        choose([word])
+    assert told in str(refused.value)
 
 
 def test_every_law_is_a_sentence() -> None:

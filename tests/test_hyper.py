@@ -20,13 +20,7 @@ from gptlab.model import GPT
 B, T, C = 2, 5, 8
 POSITIONS = torch.arange(T)[None]
 
-
-@pytest.fixture(autouse=True)
-def _float64() -> Any:
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 class Bent(nn.Module):
@@ -131,17 +125,33 @@ def test_an_untrained_model_is_the_pre_norm_model(n_stream: int, dynamic: bool) 
 
 
 @torch.no_grad()
-def test_streams_go_on_only_where_their_sum_is_what_comes_in() -> None:
-    first, second, x = block(0), block(1), torch.randn(B, T, C)
-    context = Context(positions=POSITIONS)
+def test_streams_go_on_from_the_layer_before_alone() -> None:
+    first, x, context = block(0), torch.randn(B, T, C), Context(positions=POSITIONS)
     y = first(x, context)
-    held = context.shared["streams", 4][1]
-    close(held.sum(2), y)
-    between = y + 0.0  # another part came in between
-    close(second(between, context), second(between, Context(positions=POSITIONS)))
-    narrow, context = block(1, n_stream=2), Context(positions=POSITIONS)
+    close(context.shared["streams", 0, 4][1].sum(2), y)
+    for later in (block(2), block(1, n_stream=2)):  # a layer of another kind is between, or the streams are others
+        close(later(y, context), later(y, Context(positions=POSITIONS)))
+    second = block(1)
+    assert not torch.allclose(second(y, context), second(y, Context(positions=POSITIONS)))
+
+
+@torch.no_grad()
+def test_a_hook_that_copies_changes_nothing_and_one_that_adds_adds_to_all_streams() -> None:
+    config = ModelConfig(vocab_size=29, block_size=16, n_layer=3, n_head=4, n_embd=32, block="hyper")
+    model, tokens = GPT(config).eval(), torch.randint(29, (2, 16))
+    for parameter in model.parameters():
+        parameter.add_(0.2 * torch.randn_like(parameter))
+    plain = model(tokens)
+    hooks = [each.register_forward_hook(lambda module, given, out: out.clone()) for each in model.blocks]
+    close(model(tokens), plain)
+    for hook in hooks:
+        hook.remove()
+    first, second, x, added = block(0), block(1), torch.randn(B, T, C), torch.randn(C)
+    context, shifted = Context(positions=POSITIONS), Context(positions=POSITIONS)
     y = first(x, context)
-    close(narrow(y, context), narrow(y, Context(positions=POSITIONS)))
+    total, streams = context.shared["streams", 0, 4]
+    shifted.shared["streams", 0, 4] = (total + added, streams + added / 4)
+    close(second(y + added, context), second(y + added, shifted))
 
 
 @torch.no_grad()
@@ -162,7 +172,7 @@ def test_streams_are_not_rounded_under_autocast() -> None:
     each, x, context = block().float(), torch.randn(B, T, C).float(), Context(positions=POSITIONS)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         y = each(x, context)
-    assert y.dtype == context.shared["streams", 4][1].dtype == torch.float32
+    assert y.dtype == context.shared["streams", 0, 4][1].dtype == torch.float32
 
 
 def test_no_streams_are_refused() -> None:

@@ -15,6 +15,7 @@ from gptlab import registry
 from gptlab.components.attention.conv import Conv
 from gptlab.components.attention.recurrence import CHUNK, Carry, recall
 from gptlab.components.context import Context
+from gptlab.components.precision import without_autocast
 from gptlab.components.shape import Shape
 from gptlab.errors import ConfigError
 
@@ -31,13 +32,7 @@ VARIANTS: list[Any] = [
 ]
 SPLITS = [[T], [1] * T, [CHUNK] * 2 + [21], [7, 1, 1, CHUNK + 5, T - CHUNK - 14], [T - 9, 9]]
 
-
-@pytest.fixture(autouse=True)
-def _float64() -> Any:
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def attention(spec: Any, position: str = "none", shape: Shape = SHAPE) -> Any:
@@ -306,6 +301,22 @@ def test_bf16_decoding_token_by_token_does_not_drift(spec: Any) -> None:
     exact = mixed(module.double(), x.double())
     errors = [float((y - exact)[:, -64:].square().mean().sqrt()) for y in (step_by_step, at_once)]
     assert errors[0] < 2 * errors[1] + 1e-3
+
+
+def test_a_state_is_not_rounded_under_autocast() -> None:
+    q, k, v = torch.randn(3, B, H, T, 8).float()
+    arguments = (q, k, v, torch.zeros(H).float(), None)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = recall(*arguments, Carry(B, H, 8, 8, q))
+    assert torch.equal(y, recall(*arguments, Carry(B, H, 8, 8, q)))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps", "meta"])
+def test_autocast_is_switched_off_on_the_device_in_use(device: str) -> None:
+    off = without_autocast(torch.device(device))
+    assert getattr(off, "device", None) == (None if device == "meta" else device)
+    with off:
+        pass
 
 
 @pytest.mark.parametrize("spec", VARIANTS, ids=str)

@@ -32,13 +32,7 @@ DIFFERENTIALS: list[dict[str, Any]] = [
 ROUNDED = 1e-6  # angles of rotation are float32
 SPLITS = [[1] * T, [4, 1, 6], [7, 4]]
 
-
-@pytest.fixture(autouse=True)
-def _float64() -> Any:
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def attention(spec: Any, position: Any = "none", shape: Shape = SHAPE) -> Any:
@@ -341,7 +335,8 @@ def test_a_kernel_by_name_gives_the_numbers_of_the_definition(name: str, options
         ({"name": "latent", "kv_rank": 0}, "rope", "model.attention.kv_rank must be at least 1, but is 0"),
         ({"name": "latent", "q_rank": -1}, "rope", "model.attention.q_rank must be at least 1, but is -1"),
         ({"name": "latent", "window": 0}, "rope", "window must be at least 1"),
-        ({"name": "latent", "latent_norm": "rmsnrm"}, "rope", "Did you mean 'rmsnorm'"),
+        ({"name": "latent", "latent_norm": "rmsnrm"}, "rope", "model.attention.latent_norm. Did you mean 'rmsnorm'"),
+        ({"name": "differential", "out_norm": {"eps": 1.0}}, "rope", "model.attention.out_norm must be a name"),
         (
             {"name": "latent", "kernel": "sdpa", "softcap": 2.0}, "rope",
             "kernel 'sdpa' cannot do softcap: set model.attention.kernel=auto or math or flex, or leave softcap out",

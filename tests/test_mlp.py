@@ -24,13 +24,7 @@ B, T, C = 2, 13, 32
 SHAPE = Shape(n_embd=C, n_head=4, block_size=T)
 PRESETS = sorted((Path(__file__).resolve().parent.parent / "conf" / "model" / "mlp").glob("*.yaml"))
 
-
-@pytest.fixture(autouse=True)
-def _float64() -> Any:
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def mlp_of(spec: Any, shape: Shape = SHAPE) -> Any:

@@ -299,6 +299,14 @@ def test_a_replay_holds_no_more_than_it_was_asked_to() -> None:
     assert seen == [3, 4, 4, 4]
 
 
+def test_a_replay_of_what_layers_share_is_refused() -> None:
+    model = small(n_layer=2, attention={"name": "vanilla", "value_residual": True})
+    model.attentions[1].new_cache = lambda batch_size, max_len: Replay(max_len)
+    cache = model.new_cache(1, 8)
+    with pytest.raises(ConfigError, match="cannot replay what other layers share: write new_cache"), torch.no_grad():
+        model(tokens(1, 4), cache)
+
+
 def test_a_running_mean_decodes_in_bf16_as_well_as_it_trains() -> None:
     model = GPT(ModelConfig(vocab_size=11, n_embd=32, attention="mean", position="none", block_size=1500)).eval()
     tokens = torch.randint(11, (1, 1500), generator=torch.Generator().manual_seed(0))

@@ -13,12 +13,12 @@ import torch
 
 from gptlab import registry
 from gptlab.config import ModelConfig, as_spec
-from gptlab.conformance.cases import SLOTS, beside, cases_for, second_values, with_slot
+from gptlab.conformance.cases import SLOTS, beside, cases_for, refusal, second_values, with_slot
 from gptlab.errors import ConfigError
 from gptlab.model import GPT
 
 BASE = ModelConfig(
-    vocab_size=29, block_size=8, n_layer=1, n_head=4, n_embd=32, attention="vanilla", position="none", mlp="plain"
+    vocab_size=29, block_size=8, n_layer=2, n_head=4, n_embd=32, attention="vanilla", position="none", mlp="plain"
 )
 KERNELS = ("vanilla", "flash", "flex", "softmax")
 PAIRS = [
@@ -104,6 +104,13 @@ def test_two_parts_work_together_or_say_why_not(slots: tuple[str, str]) -> None:
     for one, other, a, b in PAIRS:
         if (one, other) == slots:
             works_or_is_refused(pair(one, other, a, b), a, b)
+
+
+@pytest.mark.parametrize("name", registry.names("attention"))
+def test_rope_is_proposed_to_an_attention_that_turns(name: str) -> None:
+    told = str(refusal(pair("attention", "position", name, "alibi")) or "takes it")
+    turns = "rotate" in registry.get("attention", name).honours  # type: ignore[attr-defined]
+    assert told == "takes it" or ("position=rope, learned" in told) == turns
 
 
 @pytest.mark.parametrize("norm", registry.names("norm"))

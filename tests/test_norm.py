@@ -18,13 +18,7 @@ from gptlab import registry
 B, T, C = 2, 13, 32
 PRESETS = sorted((Path(__file__).resolve().parent.parent / "conf" / "model" / "norm").glob("*.yaml"))
 
-
-@pytest.fixture(autouse=True)
-def _float64() -> Any:
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def norm(spec: Any) -> Any:
@@ -123,7 +117,7 @@ def test_norms_are_those_of_transformers() -> None:
         close(ours(x), theirs(x), 1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", ["layernorm", "rmsnorm", "scalenorm", "dyt", "l2", "none"])
 def test_statistics_of_bf16_inputs_are_taken_in_float32(name: str) -> None:
     """4096 entries near 300: their sum and squares are far beyond what bf16 adds up."""
@@ -134,6 +128,14 @@ def test_statistics_of_bf16_inputs_are_taken_in_float32(name: str) -> None:
         got = module.float()(x)
     assert got.dtype == torch.bfloat16
     assert (got - wanted).abs().max() <= 2**-7 * wanted.abs().max()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("weight", ["plain", "plus_one"])
+def test_gains_are_not_rounded_to_the_type_of_the_input(weight: str) -> None:
+    module = norm({"name": "rmsnorm", "weight": weight, "bias": True}).float()
+    x = torch.randn(64, C).bfloat16()
+    assert torch.equal(module(x), module(x.float()).bfloat16())
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)

@@ -307,6 +307,25 @@ def test_only_what_multiplies_as_a_matrix_is_one() -> None:
     assert roles(model) == {"matrix": ["experts"], "vector": ["expert_bias", "filter", "gain", "scale"]}
 
 
+@pytest.mark.parametrize(
+    ("options", "small"),
+    [
+        ({"mlp": {"name": "moe", "n_expert": 4}}, ["mlp.router.linear.weight"]),
+        ({"block": "hyper"}, ["attention_connection.read_weight", "mlp_connection.write_weight"]),
+        ({"position": "fire"}, ["position.inner.weight", "position.outer.weight"]),
+        ({"attention": {"name": "vanilla", "gate": "head"}}, ["attention.gate.linear.weight"]),
+        ({"attention": "gated_delta", "position": "none"}, ["attention.a.weight", "attention.b.weight"]),
+    ],
+)
+def test_a_module_says_what_is_no_hidden_matrix(options: dict[str, Any], small: list[str]) -> None:
+    found = roles(GPT(ModelConfig(vocab_size=9, n_layer=1, n_head=2, n_embd=16, **options)))
+    for name in small:
+        assert [there for there in found["vector"] if there.endswith(name)], (name, found)
+    each = {"name": "vanilla", "gate": "element"}  # maps to all channels
+    found = roles(GPT(ModelConfig(vocab_size=9, n_layer=1, n_head=2, n_embd=16, attention=each)))
+    assert "blocks.0.attention.gate.linear.weight" in found["matrix"]
+
+
 def test_frozen_parameters_are_left_out_and_a_role_without_any_is_no_group() -> None:
     model = Toy()
     model.head.requires_grad_(False)

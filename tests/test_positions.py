@@ -23,13 +23,7 @@ B, T, C, H, D = 2, 13, 32, 4, 8
 SHAPE = Shape(n_embd=C, n_head=H, block_size=T)
 POSITIONS = torch.arange(T)[None]
 
-
-@pytest.fixture(autouse=True)
-def _float64() -> Any:
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def position(spec: Any, shape: Shape = SHAPE) -> Any:
@@ -404,6 +398,12 @@ def test_sinusoidal_is_the_formula_of_the_paper() -> None:
     close(position("sinusoidal").embed(x, POSITIONS), math.sqrt(C) * x + wave, 1e-5)
 
 
+def test_sinusoidal_may_leave_the_embedding_to_the_model() -> None:
+    x = torch.randn(B, T, C)
+    wave = position("sinusoidal").embed(torch.zeros_like(x), POSITIONS)
+    close(position({"name": "sinusoidal", "scale": 1.0}).embed(x, POSITIONS), x + wave)
+
+
 def test_learned_adds_the_row_of_each_position() -> None:
     module, x = position("learned"), torch.randn(B, 3, C)
     close(module.embed(x, torch.tensor([[4, 0, 2]])), x + module.table.weight[[4, 0, 2]])
@@ -441,10 +441,11 @@ def test_a_position_computes_on_the_meta_device(spec: Any) -> None:
         ({"name": "rope", "fraction": 1.1}, "fraction is a share"),
         ({"name": "rope", "factor": 0.5}, "factor must be at least 1, but is 0.5"),
         ({"name": "rope", "factor": math.nan}, "factor must be at least 1"),
-        ({"name": "ntk"}, "give model.position.original="),
+        ({"name": "ntk"}, "give position.original="),
         ({"name": "ntk", "original": 0}, "original must be at least 1"),
         ({"name": "ntk", "original": 8, "fraction": 0.25}, "2 of 8 entries are one pair"),
-        ({"name": "yarn", "original": 8}, "give model.position.factor="),
+        ({"name": "yarn", "original": 8}, "give position.factor="),
+        ({"name": "yarn"}, "give position.factor=... and position.original=..."),
         ({"name": "yarn", "original": 8, "factor": 0.9}, "factor must be at least 1"),
         ({"name": "yarn", "original": 8, "factor": 2.0, "beta_fast": 1.0}, "beta_fast > beta_slow > 0"),
         ({"name": "yarn", "original": 8, "factor": 2.0, "attention_factor": 0.0}, "attention_factor is above 0"),
@@ -453,12 +454,12 @@ def test_a_position_computes_on_the_meta_device(spec: Any) -> None:
             "in place of mscale",
         ),
         ({"name": "yarn", "original": 8, "factor": 2.0, "mscale": -1.0}, "mscale must be at least 0"),
-        ({"name": "longrope"}, "give model.position.original="),
+        ({"name": "longrope"}, "give position.original="),
         ({"name": "longrope", "original": 1}, "original must be at least 2"),
         ({"name": "longrope", "original": 8, "long_factor": [1.0] * 3}, "4 turn, and 3 are given"),
         ({"name": "longrope", "original": 8, "short_factor": []}, "4 turn, and 0 are given"),
         ({"name": "longrope", "original": 8, "short_factor": [1.0, 0.0, 1.0, 1.0]}, "short_factor must be at least"),
-        ({"name": "llama3"}, "give model.position.original="),
+        ({"name": "llama3"}, "give position.original="),
         ({"name": "llama3", "original": 8, "low_freq_factor": 4.0}, "high_freq_factor > low_freq_factor > 0"),
         ({"name": "xpos", "scale_base": 0.1}, "scale_base must be at least block_size / 64"),
         ({"name": "alibi", "max_bias": 0.0}, "max_bias must be above 0"),
@@ -467,6 +468,7 @@ def test_a_position_computes_on_the_meta_device(spec: Any) -> None:
         ({"name": "kerple", "kernel": "exp"}, "one of log, power"),
         ({"name": "fire", "hidden": 0}, "hidden and threshold of at least 1"),
         ({"name": "sinusoidal", "theta": 0.5}, "theta must be above 1"),
+        ({"name": "sinusoidal", "scale": 0.0}, "scale must be above 0, but is 0.0"),
     ],
 )
 def test_a_position_that_cannot_be_is_refused_in_one_line(spec: Any, told: str) -> None:

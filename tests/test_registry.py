@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from gptlab import registry
-from gptlab.errors import ConfigError
+from gptlab.errors import MANY, ConfigError, did_you_mean
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +79,7 @@ def test_a_variant_is_built_with_its_options_and_no_others() -> None:
 FAULTS = [
     ("sampel", "There is no mlp named 'sampel'. Did you mean 'sample'?"),
     ({"name": "sample"}, "needs a word that must be given: give model.mlp.needed="),
-    ({"needed": "x"}, "a mapping with a name"),
+    ({"needed": "x"}, "mapping with a name and options, but {'needed': 'x'} is a mapping without a name."),
     (3, "neither"),
     ({"name": "sample", "needed": "x", "siez": 1}, "no option 'siez'. Did you mean 'size'?"),
     ({"name": "sample", "needed": "x", "size": "big"}, "model.mlp.size must be a whole number, but 'big' is not"),
@@ -89,6 +89,7 @@ FAULTS = [
     ({"name": "sample", "needed": "x", "on": 1}, "must be true or false"),
     ({"name": "sample", "needed": "x", "window": "abc"}, "must be a whole number or null"),
     ({"name": "sample", "needed": "x", "kind": "sotf"}, "one of soft, hard, but 'sotf' is not. Did you mean 'soft'?"),
+    ({"name": "sample", "needed": "x", "kind": "loud"}, "must be one of soft, hard, but 'loud' is not."),
     ({"name": "sample", "needed": "x", "names": [1]}, "a list of str"),
     ({"name": "sample", "needed": 3}, "must be a word"),
 ]
@@ -101,6 +102,48 @@ def test_what_does_not_fit_is_one_line(spec: Any, told: str) -> None:
         registry.build("mlp", spec, None)
     assert told in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_the_choices_are_told_once() -> None:
+    sample()
+    with pytest.raises(ConfigError) as refused:
+        registry.build("mlp", {"name": "sample", "needed": "x", "kind": "loud"}, None)
+    assert str(refused.value).count("hard") == 1
+
+
+def test_all_that_is_missing_is_asked_for_at_once() -> None:
+    @registry.register("mlp", "two")
+    class Two:
+        def __init__(
+            self, shape: Any, *, one: Annotated[int, "a first"], other: Annotated[int, "a second"]
+        ) -> None: ...
+
+    with pytest.raises(ConfigError, match=r"needs a first; a second: give model.mlp.one=... and model.mlp.other=...$"):
+        registry.build("mlp", "two", None)
+
+
+NESTED = [
+    ("sampel", "There is no mlp named 'sampel' for model.mlp.inner. Did you mean 'sample'?"),
+    ({"needed": "x"}, "model.mlp.inner must be a name"),
+    ({"name": "sample", "needed": "x", "siez": 1}, "mlp 'sample' for model.mlp.inner has no option 'siez'"),
+    ({"name": "sample", "needed": "x", "size": "big"}, "model.mlp.inner.size must be a whole number"),
+    ({"name": "sample"}, "give model.mlp.inner.needed="),
+]
+
+
+@pytest.mark.parametrize("spec, told", NESTED)
+def test_a_part_within_a_part_is_named_by_its_setting(spec: Any, told: str) -> None:
+    sample()
+    with pytest.raises(ConfigError) as refused:
+        registry.build("mlp", spec, None, where="model.mlp.inner")
+    assert told in str(refused.value)
+
+
+def test_many_names_are_left_to_the_command_that_shows_them() -> None:
+    few, many = [f"name{i}" for i in range(MANY)], [f"name{i}" for i in range(MANY + 1)]
+    assert did_you_mean("xyz", few).count("name") == MANY
+    assert did_you_mean("xyz", many, "gptlab list") == "None of the 21 is near: `gptlab list` shows them."
+    assert did_you_mean("nane7", many) == "Did you mean 'name7'?"
 
 
 def test_complete_writes_every_option_out() -> None:

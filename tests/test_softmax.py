@@ -23,15 +23,10 @@ SHAPE = Shape(n_embd=C, n_head=H, block_size=T)
 AT = Places(torch.arange(T)[None])
 KERNELS = {"vanilla": MATH, "flash": SDPA, "flex": FLEX}
 
-pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-
-
-@pytest.fixture(autouse=True)
-def _float64() -> Any:
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = [
+    pytest.mark.usefixtures("float64"),
+    pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),
+]
 
 
 def attention(spec: Any, position: Any = "none", shape: Shape = SHAPE) -> Any:
@@ -309,7 +304,7 @@ def test_a_cache_holds_what_the_next_token_may_see_and_the_positions() -> None:
         ({"name": "flash", "sinks": True}, "none", "leave sinks out"),
         ({"name": "softmax", "softcap": 3.0, "kernel": "sdpa"}, "none", "cannot do softcap"),
         ({"name": "flex", "dropout": 0.1}, "none", "model/attention=flash or vanilla"),
-        ({"name": "vanilla", "qk_norm": "rmsnrm"}, "none", "Did you mean 'rmsnorm'"),
+        ({"name": "vanilla", "qk_norm": "rmsnrm"}, "none", "for model.attention.qk_norm. Did you mean 'rmsnorm'"),
         ({"name": "mean"}, "rope", "has no use for position 'rope', which acts in rotate"),
         ({"name": "none"}, "alibi", "acts in terms"),
     ],

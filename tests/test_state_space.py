@@ -36,13 +36,7 @@ MIXERS = [
     {"name": "mamba2", "state_size": 5, "conv_size": 0},
 ]
 
-
-@pytest.fixture(autouse=True)
-def _float64() -> Any:
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def mixer(spec: Any, dtype: torch.dtype = torch.float64) -> Any:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from gptlab.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,20 @@ class KVCache:
         return k, v, places
 
 
+class Unshared(dict[Any, Any]):
+    """What a replayed attention finds in place of `shared`, where other layers leave tensors of new tokens alone."""
+
+    def _refuse(self, *ignored: Any) -> NoReturn:
+        raise ConfigError(
+            "An attention without a memory of its own is fed again what came before, so it cannot replay what other "
+            "layers share: write new_cache, or do without context.shared."
+        )
+
+    __getitem__ = __setitem__ = __contains__ = get = setdefault = _refuse
+
+
 class Replay:
-    """The newest `max_len` inputs, fed again at every call: right for any attention without a memory of its own."""
+    """The newest `max_len` inputs, fed again at every call: right for an attention alone, without `shared`."""
 
     def __init__(self, max_len: int) -> None:
         self.max_len = max_len
@@ -96,5 +110,5 @@ class Replay:
         drop = max(0, x.shape[1] - max(self.max_len, n_new))
         x, places = x[:, drop:], places.after(drop)
         self.held = (x, places)
-        replayed = replace(context, positions=places.positions, documents=places.documents)
+        replayed = replace(context, positions=places.positions, documents=places.documents, shared=Unshared())
         return attention(x, replayed)[:, -n_new:]

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from gptlab import plugins, registry
+from gptlab import catalogue, plugins, presets, registry
 from gptlab.conformance import arithmetic, keeping, sight  # noqa: F401  (these imports write the laws)
 from gptlab.conformance.cases import SLOTS, Case, cases_for
 from gptlab.conformance.law import LAWS, Law
@@ -25,7 +25,7 @@ from gptlab.errors import ConfigError, did_you_mean
 
 __all__ = ["LAWS", "SLOTS", "Case", "Law", "LawBroken", "Verdict", "cases_for", "check", "choose", "judge", "show"]
 
-SLOW_PATHS = ("flex_attention called without torch.compile", "Mismatch dtype between input and weight")
+SLOW_PATH = "flex_attention called without torch.compile"
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,8 @@ def judge(case: Case, law: Law) -> Verdict:
     """Run one law on one case. A variant that raises has broken the law."""
     variant = f"{case.slot}/{case.name}"
     try:
-        with warnings.catch_warnings():  # torch on slow paths, which tiny models may take
-            for message in SLOW_PATHS:
-                warnings.filterwarnings("ignore", message=message)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=SLOW_PATH)  # which a tiny model may take
             return Verdict(variant, case.id, law.name, True, law.run(case))
     except LawBroken as broken:
         return Verdict(variant, case.id, law.name, False, str(broken))
@@ -89,8 +88,7 @@ def find(word: str) -> tuple[str, str]:
     known = _registered()
     matches = [(slot, name) for slot, name in known if word in (name, f"{slot}/{name}")]
     if not matches:
-        near = {w for slot, name in known for w in (name, f"{slot}/{name}")}
-        raise ConfigError(f"There is no variant named {word!r} to check. {did_you_mean(word, near)}")
+        raise _not_judged(word, known)
     if len(matches) > 1:
         raise ConfigError(f"{word!r} names a variant in several slots: say {' or '.join(map('/'.join, matches))}.")
     return matches[0]
@@ -156,6 +154,23 @@ def show(verdicts: Sequence[Verdict], every_case: bool = False) -> None:
             if not shown:
                 rows.add_row(sentence, "holds", members[0].note if len(members) == 1 else f"{len(members)} cases")
     Console().print(rows)
+
+
+def _not_judged(word: str, judged: list[tuple[str, str]]) -> ConfigError:
+    """Why there is nothing to check: a preset, what no law is about, or an unknown word."""
+    kept = [(slot, preset.name, preset) for slot, place in registry.SLOTS.items() for preset in presets.of(place.group)]
+    known = [(entry.slot, entry.name, None) for entry in catalogue.entries()]
+    known += [(slot, name, None) for slot in registry.SLOTS for name in registry.names(slot)]
+    for slot, name, preset in (*kept, *known):
+        if word in (name, f"{slot}/{name}") and slot not in SLOTS:
+            return ConfigError(
+                f"Laws are about {', '.join(SLOTS)}, but {word!r} fills {slot}: name a variant of those."
+            )
+        if word in (name, f"{slot}/{name}") and preset:
+            base = f"{slot}/{preset.variant}"
+            return ConfigError(f"{word!r} is a preset of {base}: check {base}.")
+    near = {w for slot, name in judged for w in (name, f"{slot}/{name}")}
+    return ConfigError(f"There is no variant named {word!r} to check. {did_you_mean(word, near, 'gptlab list')}")
 
 
 def _registered() -> list[tuple[str, str]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from gptlab.components.attention import trait
 from gptlab.components.context import Cache
 from gptlab.config import as_spec
-from gptlab.conformance.cases import Case
+from gptlab.conformance.cases import Case, refusal
 from gptlab.conformance.law import EXACT, SEEN, TURNED, law
 from gptlab.conformance.probes import (
     at_least,
@@ -31,7 +33,8 @@ def _knows_no_order(case: Case) -> bool:
     if case.slot == "position" and not is_none(case.config.position):
         return False
     unlimited = all(trait(a, "reach") is None for a in case.untouched.attentions)
-    return unlimited and _all_say(case, "orderless") and case.bare
+    alone = dataclasses.replace(case.config, position="none", n_layer=1)  # which a block may refuse to be
+    return unlimited and _all_say(case, "orderless") and refusal(alone) is None
 
 
 def _position_may_go(case: Case) -> bool:

@@ -10,13 +10,13 @@ from typing import Annotated
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from gptlab.components.attention.heads import split
 from gptlab.components.attention.mixer import Attention
 from gptlab.components.attention.plan import Plan
-from gptlab.components.context import Context, KVCache, Places
+from gptlab.components.context import Context, KVCache
 from gptlab.components.position import Position
 from gptlab.components.shape import Shape
 from gptlab.errors import ConfigError
@@ -61,19 +61,12 @@ class CoPE(Attention):
         if cache is not None:
             k, v, keys = cache.append(k, v, context.places)
         scores = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)) * self.plan.scale
-        hidden = ~self.visible(context.places, keys)
+        hidden = ~self.plan.mask(context.places, keys)
         gates = scores.sigmoid().masked_fill(hidden, 0.0)
         passed = gates.flip(-1).cumsum(-1).flip(-1)
         scores = (scores + self.logits_at(q, passed)).masked_fill(hidden, float("-inf"))
         weights = F.dropout(scores.softmax(-1), self.plan.dropout, self.training)
         return self.proj((weights.to(v.dtype) @ v).transpose(1, 2).flatten(2))
-
-    def visible(self, queries: Places, keys: Places) -> Bool[Tensor, "#B 1 T S"]:
-        """The causal mask, within documents where they are kept apart."""
-        seen = self.plan.visible(queries.positions[:, None, :, None], keys.positions[:, None, None, :])
-        if queries.documents is None or keys.documents is None:
-            return seen
-        return seen & (queries.documents[:, None, :, None] == keys.documents[:, None, None, :])
 
     def logits_at(self, q: Float[Tensor, "B H T D"], passed: Float[Tensor, "B H T S"]) -> Float[Tensor, "B H T S"]:
         """q . e[p], for a p between two positions the logits of both, in proportion."""

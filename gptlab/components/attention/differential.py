@@ -75,7 +75,7 @@ class Differential(Softmax):
         if not 0 <= start < 1:
             raise ConfigError(f"model.attention.lambda_init must be in [0, 1), but is {start}.")
         self.weight = Weight(self.head_size, start)
-        self.out_norm = registry.build("norm", out_norm, 2 * self.head_size)
+        self.out_norm = registry.build("norm", out_norm, 2 * self.head_size, where="model.attention.out_norm")
 
     def attend(
         self, q: Float[Tensor, "B H T D"], k: Float[Tensor, "B G S D"], v: Float[Tensor, "B G S D"],

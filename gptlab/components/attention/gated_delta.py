@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import operator
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -25,11 +26,11 @@ from gptlab.components.attention.state_space import (
     left_by_decay,
     side_by_side,
     states_before,
-    without_autocast,
 )
 from gptlab.components.context import Context
 from gptlab.components.norm.rmsnorm import RMSNorm
 from gptlab.components.position import Position
+from gptlab.components.precision import without_autocast
 from gptlab.components.shape import Shape
 from gptlab.errors import ConfigError
 from gptlab.registry import register
@@ -50,6 +51,7 @@ class GatedDelta(Attention):
     honours = frozenset()
     separates_documents = True
     cached = 0
+    roles: ClassVar[Mapping[str, str]] = {"a.weight": "vector", "b.weight": "vector"}  # a row a head
     examples: ClassVar[dict[str, object]] = {"n_key_head": 2, "n_value_head": 8, "eps": 0.1}
     neutral = frozenset({"kernel"})
 

@@ -27,7 +27,7 @@ def head_norm(spec: Any, over: str, n_head: int, head_size: int) -> nn.Module:
         return nn.Identity()
 
     def make(size: int) -> nn.Module:
-        norm: nn.Module = registry.build("norm", spec, size)
+        norm: nn.Module = registry.build("norm", spec, size, where="model.attention.qk_norm")
         return norm
 
     return {"head": _one, "heads": NormOfEachHead, "projection": NormOfAllHeads}[over](make, n_head, head_size)
@@ -68,6 +68,7 @@ class Gate(nn.Module):
         super().__init__()
         self.linear = nn.Linear(n_embd, n_head * size, bias=bias)
         self.n_head = n_head
+        self.roles = {"linear.weight": "vector"} if size == 1 else {}  # a row a head, no map of hidden states
 
     def forward(self, y: Float[Tensor, "B H T D"], x: Float[Tensor, "B T C"]) -> Float[Tensor, "B H T D"]:
         """y * sigmoid(linear(x)), `size` gates a head."""

@@ -47,7 +47,7 @@ def attend_math(
         scores = plan.softcap * torch.tanh(scores / plan.softcap)
     if plan.terms:
         scores = scores + plan.bias(*_grid(q, queries, keys))
-    scores = scores.masked_fill(~_visible(plan, queries, keys), float("-inf"))
+    scores = scores.masked_fill(~plan.mask(queries, keys), float("-inf"))
     if sinks is not None:
         nothing = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)
         weights = torch.softmax(torch.cat((scores, nothing), dim=-1), dim=-1)[..., :-1]
@@ -119,14 +119,6 @@ def _grid(q: Tensor, queries: Places, keys: Places) -> tuple[Tensor, Tensor, Ten
     return head, queries.positions[:, None, :, None], keys.positions[:, None, None, :]
 
 
-def _visible(plan: Plan, queries: Places, keys: Places) -> Tensor:
-    """The mask as it broadcasts over (B, H, T, S)."""
-    seen = plan.visible(queries.positions[:, None, :, None], keys.positions[:, None, None, :])
-    if queries.documents is None or keys.documents is None:
-        return seen
-    return seen & (queries.documents[:, None, :, None] == keys.documents[:, None, None, :])
-
-
 def _for_each_query_head(k: Tensor, v: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
     """Keys and values of grouped heads, repeated for each query head of the group."""
     if plan.n_group == 1:
@@ -136,7 +128,7 @@ def _for_each_query_head(k: Tensor, v: Tensor, plan: Plan) -> tuple[Tensor, Tens
 
 def _dense_mask(q: Tensor, plan: Plan, queries: Places, keys: Places) -> Tensor:
     """Mask and terms as SDPA takes them: boolean where there are no terms, else logits with -inf for what is hidden."""
-    visible = _visible(plan, queries, keys)
+    visible = plan.mask(queries, keys)
     if not plan.terms:
         return visible
     return torch.where(visible, plan.bias(*_grid(q, queries, keys)), float("-inf")).to(q.dtype)

@@ -5,6 +5,7 @@ Multi-head latent attention (MLA), DeepSeek-AI 2024, arXiv:2405.04434.
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -60,12 +61,13 @@ class Latent(Planned):
         super().__init__(shape, position, nope + rope, **options)
         position.fit(rope)
         n_embd, n_query = shape.n_embd, shape.n_head * (nope + rope)
+        make_norm = functools.partial(registry.build, "norm", latent_norm, where="model.attention.latent_norm")
         self.q: nn.Module = nn.Linear(n_embd, n_query, bias=bias)
         if q_rank is not None:
-            norm = registry.build("norm", latent_norm, q_rank)
+            norm = make_norm(q_rank)
             self.q = nn.Sequential(nn.Linear(n_embd, q_rank, bias=bias), norm, nn.Linear(q_rank, n_query, bias=bias))
         self.kv_down = nn.Linear(n_embd, kv_rank + rope, bias=bias)
-        self.kv_norm = registry.build("norm", latent_norm, kv_rank)
+        self.kv_norm = make_norm(kv_rank)
         self.kv_up = nn.Linear(kv_rank, shape.n_head * (nope + value), bias=bias)
         self.proj = nn.Linear(shape.n_head * value, n_embd, bias=bias)
         self.q_parts, self.down_parts, self.up_parts = (nope, rope), (kv_rank, rope), (nope, value)

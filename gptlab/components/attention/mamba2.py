@@ -24,10 +24,10 @@ from gptlab.components.attention.state_space import (
     left_by_decay,
     side_by_side,
     states_before,
-    without_autocast,
 )
 from gptlab.components.context import Context
 from gptlab.components.position import Position
+from gptlab.components.precision import without_autocast
 from gptlab.components.shape import Shape
 from gptlab.errors import ConfigError
 from gptlab.registry import register
@@ -90,7 +90,7 @@ class Mamba2(Attention):
         n_shared = len(self.D) // self.n_group
         v = v.unflatten(-1, (len(self.D), -1))
         dt, log_decay = (part.to(v.dtype) for part in self.step(dt))
-        with without_autocast(x.device):
+        with without_autocast(x.device):  # a state that is rounded at every chunk forgets
             y, memory.state = ssd(
                 q,
                 k,

@@ -39,9 +39,10 @@ class Attention(nn.Module):
         ignored = position.acts - {"embed"} - (position.acts if self.honours is None else self.honours)
         if ignored:
             mine, its = label("attention", self), label("position", position)
+            rope = "rope, " if "rotate" in (self.honours or ()) else ""
             raise ConfigError(
                 f"attention {mine!r} has no use for position {its!r}, which acts in {' and '.join(sorted(ignored))}: "
-                "choose position=learned, sinusoidal or none, or another attention."
+                f"choose position={rope}learned, sinusoidal or none, or another attention."
             )
 
     def forward(self, x: Float[Tensor, "B T C"], context: Context, cache: Any = None) -> Float[Tensor, "B T C"]:

@@ -7,8 +7,10 @@ import math
 import operator
 from dataclasses import dataclass
 
+from jaxtyping import Bool
 from torch import Tensor
 
+from gptlab.components.context import Places
 from gptlab.components.position import Term
 from gptlab.errors import ConfigError
 
@@ -68,6 +70,13 @@ class Plan:
         if self.chunk is not None:
             seen = seen & (q_pos // self.chunk == k_pos // self.chunk)
         return seen
+
+    def mask(self, queries: Places, keys: Places) -> Bool[Tensor, "#B 1 T S"]:
+        """Which keys each query may look at, within documents where they are kept apart."""
+        seen = self.visible(queries.positions[:, None, :, None], keys.positions[:, None, None, :])
+        if queries.documents is None or keys.documents is None:
+            return seen
+        return seen & (queries.documents[:, None, :, None] == keys.documents[:, None, None, :])
 
     def bias(self, head: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
         """The sum of the position terms, in logits. There must be one."""

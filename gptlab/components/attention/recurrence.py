@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gptlab.components.precision import without_autocast
+
 CHUNK = 64  # tokens; the cost of T of them grows as T * CHUNK
 
 
@@ -46,10 +48,11 @@ def recall(
         kept = kept * (own[..., :, None] == own[..., None, :])[:, None]
         carried = carried * (own == before[..., None])[:, None]
         carry.document = own[:, -1, -1:]
-    written = (kept[..., -1, :, None] * k).mT @ v
-    states = [carry.state]
-    for share, new in zip(carried[..., -1].unbind(-1), written.unbind(2), strict=True):
-        states.append(share[..., None, None] * states[-1] + new)
-    carry.state = states.pop()
-    y = (kept * (q @ k.mT)) @ v + carried[..., None] * (q @ torch.stack(states, dim=2))
+    with without_autocast(q.device):
+        written = (kept[..., -1, :, None] * k).mT @ v
+        states = [carry.state]
+        for share, new in zip(carried[..., -1].unbind(-1), written.unbind(2), strict=True):
+            states.append(share[..., None, None] * states[-1] + new)
+        carry.state = states.pop()
+        y = (kept * (q @ k.mT)) @ v + carried[..., None] * (q @ torch.stack(states, dim=2))
     return y.flatten(2, 3)[:, :, :n_new]

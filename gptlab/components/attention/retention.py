@@ -18,6 +18,7 @@ from gptlab.components.attention.mixer import Attention
 from gptlab.components.attention.recurrence import Carry, recall
 from gptlab.components.context import Context
 from gptlab.components.position import Position
+from gptlab.components.precision import without_autocast
 from gptlab.components.shape import Shape
 from gptlab.errors import ConfigError
 from gptlab.registry import register
@@ -64,7 +65,7 @@ class Retention(Attention):
         counted = torch.cat((v, torch.ones_like(v[..., :1])), dim=-1)  # the last entry sums the weights themselves
         log_decay = torch.log1p(-self.fades.to(carry.state.dtype))
         # Of a first token's q . k the norm leaves the sign alone, which bf16 may miss: q and k are not rounded to it.
-        with torch.autocast("cuda" if x.is_cuda else "cpu", enabled=False):
+        with without_autocast(x.device):
             q, k = (split(part(x.to(part.weight.dtype)), self.n_head) for part in (self.q, self.k))
             q, k = self.position.rotate(q, k, context.positions)
             sums = recall(q * self.head_size**-0.5, k, counted, log_decay, context.documents, carry)

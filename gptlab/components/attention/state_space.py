@@ -5,7 +5,6 @@ Dao & Gu 2024, arXiv:2405.21060: within a chunk all pairs of tokens are looked a
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -115,10 +114,3 @@ def states_before(
     for factor, addition in zip(factors.unbind(-3), added.unbind(-3), strict=True):
         states.append(times(factor, states[-1]) + addition)
     return torch.stack(states[:-1], dim=-3), states[-1]
-
-
-def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Products in the precision of their factors: a state that is rounded at every chunk forgets. (meta: has none.)"""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return contextlib.nullcontext()

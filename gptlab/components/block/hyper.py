@@ -5,8 +5,8 @@ Zhu et al. 2024, arXiv:2409.19606.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn as nn
@@ -16,6 +16,7 @@ from torch import Tensor
 from gptlab.components.attention import trait
 from gptlab.components.block.wiring import Block, Parts
 from gptlab.components.context import Context
+from gptlab.components.precision import without_autocast
 from gptlab.components.shape import Shape
 from gptlab.errors import ConfigError
 from gptlab.registry import register
@@ -37,7 +38,7 @@ class Connection(nn.Module):
 
     def forward(self, streams: Float[Tensor, "B T N C"], part: Sublayer) -> Float[Tensor, "B T N C"]:
         """The streams mixed, plus what the sublayer makes of its own mix of them; residuals are not rounded."""
-        with torch.autocast("cuda" if streams.is_cuda else "cpu", enabled=False):
+        with without_autocast(streams.device):
             read, write = self.weights(streams)
             h, kept = (read.mT @ streams).split((1, streams.shape[2]), dim=2)
         return kept + write[..., None] * part(h[:, :, 0])[:, :, None]
@@ -49,6 +50,8 @@ class Connection(nn.Module):
 
 class DynamicConnection(Connection):
     """Weights to which each token adds its own, bounded by a learned scale. Zhu et al. 2024."""
+
+    roles: ClassVar[Mapping[str, str]] = {"read_weight": "vector"}  # a column a weight; write_weight is one column
 
     def __init__(self, n_stream: int, place: int, n_embd: int, norm: nn.Module) -> None:
         super().__init__(n_stream, place)
@@ -100,21 +103,24 @@ class Hyper(Block):
                 return DynamicConnection(n_stream, place, shape.n_embd, parts.norm())
             return Connection(n_stream, place)
 
-        self.n_stream = n_stream
+        self.n_stream, self.layer = n_stream, shape.layer
         self.attention_connection = connect(trait(parts.attention, "absent"), 2 * shape.layer)
         self.mlp_connection = connect(getattr(parts.mlp, "absent", False), 2 * shape.layer + 1)
 
     def forward(self, x: Float[Tensor, "B T C"], context: Context, cache: Any = None) -> Float[Tensor, "B T C"]:
-        """The sum of the streams; the next block of this kind goes on with the streams themselves."""
+        """The sum of the streams; a next layer of this kind goes on with the streams themselves."""
         streams = self.attention_connection(
             self._streams(x, context), lambda h: self.attend(self.attention_norms.before(h), context, cache)
         )
         streams = self.mlp_connection(streams, lambda h: self.reflect(self.mlp_norms.before(h), context))
         y = streams.sum(dim=2)
-        context.shared["streams", self.n_stream] = (y, streams)
+        context.shared["streams", self.layer, self.n_stream] = (y, streams)
         return y
 
     def _streams(self, x: Float[Tensor, "B T C"], context: Context) -> Float[Tensor, "B T N C"]:
-        """Those that the block before left, if x is their sum; else n copies of x."""
-        total, streams = context.shared.get(("streams", self.n_stream), (None, None))
-        return streams if total is x else x[:, :, None].expand(-1, -1, self.n_stream, -1)
+        """Those that the layer before left, with equal shares of what a hook has added to their sum; else copies."""
+        left = context.shared.get(("streams", self.layer - 1, self.n_stream))
+        if left is None:
+            return x[:, :, None].expand(-1, -1, self.n_stream, -1)
+        total, streams = left
+        return streams + ((x - total) / self.n_stream)[:, :, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gptlab.components.block.prenorm import PreNorm
-from gptlab.components.block.wiring import Parts
+from gptlab.components.block.wiring import Block, Parts
 from gptlab.components.context import Context
 from gptlab.components.shape import Shape
+from gptlab.errors import ConfigError
 from gptlab.registry import register
 
 
@@ -22,14 +24,23 @@ class UNet(PreNorm):
 
     def __init__(self, shape: Shape, parts: Parts, **options: Any) -> None:
         super().__init__(shape, parts, **options)
+        if shape.n_layer < 2:
+            raise ConfigError(f"unet joins layers: n_layer must be at least 2, but is {shape.n_layer}: take prenorm.")
         self.layer, self.mirror = shape.layer, shape.n_layer - 1 - shape.layer
         self.skip = nn.Parameter(torch.ones(())) if self.mirror < self.layer else None
 
     def forward(self, x: Float[Tensor, "B T C"], context: Context, cache: Any = None) -> Float[Tensor, "B T C"]:
         """x + skip * mirror, then the block; the first half leaves what it puts out for the second."""
-        kept = context.shared.get(("unet", self.mirror))
-        if self.skip is not None and kept is not None:
-            x = x + self.skip * kept
+        if self.skip is not None:
+            x = x + self.skip * context.shared["unet", self.mirror]
         y = super().forward(x, context, cache)
         context.shared["unet", self.layer] = y
         return y
+
+    def check_stack(self, blocks: Sequence[Block]) -> None:
+        """ConfigError where the mirror of this layer is no unet."""
+        if not isinstance(blocks[self.mirror], UNet):
+            raise ConfigError(
+                f"unet joins layer {self.layer} to its mirror, layer {self.mirror}, but that is no unet: "
+                "make both one in model.layers, or neither."
+            )

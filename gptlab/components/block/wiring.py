@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -88,6 +88,9 @@ class Block(nn.Module):
         """Tokens look at each other, then each thinks for itself."""
         x = self.attention_norms.after(x + self.attend(self.attention_norms.before(x), context, cache))
         return self.mlp_norms.after(x + self.reflect(self.mlp_norms.before(x), context))
+
+    def check_stack(self, blocks: Sequence[Block]) -> None:
+        """ConfigError where this block does not go with those of the other layers; asked once all are built."""
 
     def attend(self, h: Float[Tensor, "B T C"], context: Context, cache: Any = None) -> Float[Tensor, "B T C"]:
         """What the attention adds to the residual stream, given what it reads."""

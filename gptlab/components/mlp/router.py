@@ -6,9 +6,9 @@ arXiv:1701.06538; sigmoid scores and groups of experts: DeepSeek-AI 2024 (V3), a
 from __future__ import annotations
 
 import functools
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn as nn
@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gptlab.components.mlp.balance import Balance
+from gptlab.components.precision import without_autocast
 from gptlab.errors import ConfigError
 
 
@@ -71,6 +72,8 @@ class Route(NamedTuple):
 class Router(nn.Module):
     """Scores of the experts, the best chosen, weighted by their scores. Computed in float32 at least."""
 
+    roles: ClassVar[Mapping[str, str]] = {"linear.weight": "vector"}  # a row an expert, no map of hidden states
+
     def __init__(self, n_embd: int, routing: Routing, balance: Balance) -> None:
         super().__init__()
         self.top_k, self.scale, self.balance = routing.top_k, routing.scale, balance
@@ -90,7 +93,7 @@ class Router(nn.Module):
         """linear(x) in float32: between experts that are nearly equal, rounding would choose."""
         exact = torch.promote_types(x.dtype, torch.float32)
         bias = None if self.linear.bias is None else self.linear.bias.to(exact)
-        with _without_autocast(x.device.type):
+        with without_autocast(x.device):
             return F.linear(x.to(exact), self.linear.weight.to(exact), bias)
 
 
@@ -108,8 +111,3 @@ class BestGroups(nn.Module):
         best = quality.topk(self.top_group, dim=-1).indices
         others = torch.ones_like(quality, dtype=torch.bool).scatter(-1, best, False)
         return grouped.masked_fill(others.unsqueeze(-1), -torch.inf).flatten(-2)
-
-
-def _without_autocast(device: str) -> AbstractContextManager[Any]:
-    known = torch.amp.is_autocast_available(device)  # not on the meta device, where FLOPs are counted
-    return torch.autocast(device, enabled=False) if known else nullcontext()

@@ -36,9 +36,11 @@ class RMSNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(size)) if bias else None
 
     def forward(self, x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-        """x / sqrt(mean(x^2) + eps) * gain + bias; torch takes the mean square in float32 at least."""
-        y = F.rms_norm(x, self.size, self.gain_of(self.weight), self.eps)
-        return y if self.bias is None else (y + self.bias).to(x.dtype)
+        """x / sqrt(mean(x^2) + eps) * gain + bias, in the type of the gain, the mean square in float32 at least."""
+        gain = self.gain_of(self.weight)
+        wide = x if gain is None else x.to(torch.promote_types(x.dtype, gain.dtype))  # torch fuses what is of one type
+        y = F.rms_norm(wide, self.size, gain, self.eps)
+        return (y if self.bias is None else y + self.bias).to(x.dtype)
 
 
 def _itself(weight: Tensor | None) -> Tensor | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn as nn
@@ -21,6 +22,7 @@ class FIRE(Position):
     """FIRE: an MLP of log-distance over the log of the query's position. Li et al. 2023, arXiv:2310.04418."""
 
     pointwise = False
+    roles: ClassVar[Mapping[str, str]] = {"outer.weight": "vector"}  # as small as the inner one
 
     def __init__(
         self,

@@ -1,0 +1,13 @@
+"""Where rounding would decide: products in the precision of their factors, whatever autocast says elsewhere."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Autocast switched off on a device; meta, where FLOPs are counted, has none to switch off."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
