@@ -159,3 +159,20 @@ def test_a_preset_builds_and_cites_its_source(path: Path) -> None:
     context = [Context(positions=torch.arange(T)[None])] if getattr(mlp, "takes_context", False) else []
     assert mlp(x, *context).shape == (B, T, C)
     assert any(year in path.read_text("utf-8").partition("\n")[0] for year in map(str, range(1990, 2030)))
+
+
+@pytest.mark.parametrize("n_piece", [2, 3])
+def test_maxout_is_the_largest_of_its_pieces(n_piece: int) -> None:
+    mlp, x = mlp_of({"name": "maxout", "n_piece": n_piece, "bias": True}), torch.randn(B, T, C)
+    hidden = mlp.proj.in_features
+    pieces = [
+        x @ mlp.up.weight[i * hidden : (i + 1) * hidden].T + mlp.up.bias[i * hidden : (i + 1) * hidden]
+        for i in range(n_piece)
+    ]
+    largest = torch.stack(pieces).max(0).values
+    close(mlp(x), largest @ mlp.proj.weight.T + mlp.proj.bias)
+
+
+def test_one_line_is_no_activation() -> None:
+    with pytest.raises(ConfigError, match="n_piece must be at least 2"):
+        mlp_of({"name": "maxout", "n_piece": 1})
