@@ -14,9 +14,6 @@ import torch
 
 from gptlab import checkpoint, data, lora, ngram, pretrained, registry, report, rundir, rundirs, tokenizer
 from gptlab.compiling import maybe_compile
-from gptlab.components.attention import trait
-from gptlab.components.attention.choice import fastest, substitute
-from gptlab.components.attention.planned import Planned
 from gptlab.config import RunConfig, require, to_dict
 from gptlab.cost import flops_per_token
 from gptlab.data import Dataset
@@ -27,6 +24,7 @@ from gptlab.hardware import autocast, choose_device, choose_precision, describe,
 from gptlab.model import GPT
 from gptlab.ngram import Ruler
 from gptlab.optimizer import parameter_groups
+from gptlab.remarks import remarks
 from gptlab.runlog import RunLog, WandbLog, open_wandb, rewind, write_summary
 from gptlab.sampling import Draw, check_length, generate, prompt_ids
 from gptlab.stopping import stop_requests
@@ -333,34 +331,8 @@ class Run:
             f"model   {parts}: {sizes}, {self.state.model.n_parameters():,} parameters{learning}",
             f"data    {chosen['data']} as {chosen['tokenizer']} ({self.dataset.vocab_size} ids): {splits}",
             f"run     {self.run_dir} on {self.state.device}, {self.state.precision}",
-            *self._remarks(),
+            *remarks(self.state.model, self.state.device, self.state.precision, self.flops),
         ]
-
-    def _remarks(self) -> list[str]:
-        """What this device makes of the run: the peak that MFU is a share of, and kernels that train as another."""
-        peak = peak_flops(self.state.device)
-        notes = self._kernels()
-        model = self.state.model
-        silent = {type(a).__name__ for a in model.attentions if trait(a, "honours") is None}
-        if silent and model.position.acts - {"embed"}:
-            notes.append(
-                f"note    {', '.join(sorted(silent))}: honours is not declared, so the position may have no effect"
-            )
-        if peak and self.flops and self.state.precision != "fp32":
-            notes.append(f"mfu     tokens/s x {self.flops / 1e6:,.1f} MFLOP per token / {peak / 1e12:,.0f} TFLOP/s")
-        return notes
-
-    def _kernels(self) -> list[str]:
-        """How attention is computed, where that is not what was named: chosen here, or another in its place."""
-        state, notes = self.state, []
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(state.precision, torch.float32)
-        for mixer in (module for module in state.model.modules() if isinstance(module, Planned)):
-            kernel = mixer.kernel
-            if kernel.name == "auto":
-                kernel, why = fastest(mixer.plan, state.device, dtype, state.model.config.block_size)
-                notes.append(f"kernel  auto is {kernel.name}: {why}")
-            notes.append(substitute(kernel, state.device) or "")
-        return list(dict.fromkeys(filter(None, notes)))
 
     def _draw(self) -> str | None:
         try:
