@@ -13,7 +13,9 @@ import torch
 
 from gptlab import conformance, files, registry
 from gptlab.cards import RECORDS, Card, Record, recorded
-from gptlab.components.attention.kernels import KERNELS
+from gptlab.components.attention.choice import AUTO
+from gptlab.components.attention.kernels import KERNELS, Kernel
+from gptlab.components.attention.planned import Planned
 from gptlab.config import ModelConfig
 from gptlab.conformance.cases import refusal, with_slot
 from gptlab.conformance.probes import softmax_mixers
@@ -33,13 +35,13 @@ def measure(card: Card) -> Record:
     """What a card holds of a variant with its defaults, but for the laws."""
     small, other = _small(card.slot, card.name), PARTNER.get(card.slot, "")
     usual, costs = (_costs(config) for config in (GPT2, with_slot(GPT2, card.slot, getattr(small, card.slot))))
-    plans = [mixer.plan for mixer in softmax_mixers(GPT(small))] if other else []
+    mixers = list(softmax_mixers(GPT(small))) if other else []
     return Record(
         source=card.source,
         torch=torch.__version__.partition("+")[0],
         costs={key: [number, usual[key]] for key, number in costs.items()},
         partners=[name for name in (registry.names(other) if other else []) if _fits(small, other, name)],
-        kernels=[kernel.name for kernel in KERNELS if plans and all(plan.needs() <= kernel.can for plan in plans)],
+        kernels=[kernel.name for kernel in KERNELS if mixers and all(_runs(mixer, kernel) for mixer in mixers)],
     )
 
 
@@ -80,6 +82,11 @@ def _small(slot: str, name: str) -> ModelConfig:
 
 def _fits(config: ModelConfig, slot: str, name: str) -> bool:
     return refusal(with_slot(config, slot, getattr(_small(slot, name), slot))) is None
+
+
+def _runs(mixer: Planned, kernel: Kernel) -> bool:
+    """Whether the mixer may come to run on that kernel: its own, or any that can where it is left to choose."""
+    return mixer.kernel is kernel or (mixer.kernel is AUTO and mixer.plan.needs() <= kernel.can)
 
 
 def _costs(config: ModelConfig) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from gptlab import registry
 from gptlab.components.attention.conv import Conv
-from gptlab.components.attention.recurrence import CHUNK, Carry, recall
+from gptlab.components.attention.recurrence import Carry, recall
+from gptlab.components.attention.state_space import CHUNK
 from gptlab.components.context import Context
 from gptlab.components.precision import without_autocast
 from gptlab.components.shape import Shape

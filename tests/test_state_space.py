@@ -16,9 +16,8 @@ from torch import Tensor
 
 from gptlab import ModelConfig, registry
 from gptlab.components.attention.gated_delta import delta_rule, fla_rule
-from gptlab.components.attention.mamba2 import ssd
 from gptlab.components.attention.short_conv import ShortConv
-from gptlab.components.attention.state_space import CHUNK, TimeStep
+from gptlab.components.attention.state_space import CHUNK, TimeStep, ssd
 from gptlab.components.context import Context
 from gptlab.components.shape import Shape
 from gptlab.errors import ConfigError

@@ -5,13 +5,12 @@ Dao & Gu 2024, arXiv:2405.21060. In the paper it stands for attention and MLP at
 
 from __future__ import annotations
 
-import operator
 from typing import Annotated, ClassVar
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from gptlab.components.attention.mixer import Attention
@@ -20,10 +19,8 @@ from gptlab.components.attention.state_space import (
     Memory,
     TimeStep,
     heads,
-    in_chunks,
-    left_by_decay,
     side_by_side,
-    states_before,
+    ssd,
 )
 from gptlab.components.context import Context
 from gptlab.components.position import Position
@@ -31,11 +28,6 @@ from gptlab.components.precision import without_autocast
 from gptlab.components.shape import Shape
 from gptlab.errors import ConfigError
 from gptlab.registry import register
-
-Q = Float[Tensor, "B G 1 T K"]
-V = Float[Tensor, "B G R T D"]
-State = Float[Tensor, "B G R K D"]
-
 
 @register("attention", "mamba2")
 class Mamba2(Attention):
@@ -108,17 +100,6 @@ class Mamba2(Attention):
         window = self.D.new_zeros(batch_size, max(0, self.conv_size - 1), sum(self.sizes))
         sizes = (batch_size, self.n_group, n_shared, self.state_size, head_size)
         return Memory(window, self.D.new_zeros(sizes, dtype=torch.promote_types(self.D.dtype, torch.float32)))
-
-
-def ssd(
-    q: Q, k: Q, v: V, log_decay: Float[Tensor, "B G R T 1"], state: State, documents: Int[Tensor, "B S"] | None
-) -> tuple[V, State]:
-    """S_t = exp(g_t) S_{t-1} + k_t v_t^T; y_t = S_t^T q_t; and the last S."""
-    n_tokens, left = q.shape[-2], left_by_decay(log_decay, documents)
-    q, k, v = (in_chunks(part) for part in (q, k, v))
-    before, state = states_before(state, left.whole, k.mT @ (left.leaving * v), operator.mul)
-    y = (q @ k.mT * left.within) @ v + left.entering * (q @ before)
-    return y.flatten(-3, -2)[..., :n_tokens, :], state
 
 
 class GroupedRMSNorm(nn.Module):

@@ -6,6 +6,7 @@ Dao & Gu 2024, arXiv:2405.21060: within a chunk all pairs of tokens are looked a
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -64,10 +65,10 @@ class Memory:
 class Left:
     """What decay leaves of one thing at another, for N chunks of L tokens; nothing across a document's border."""
 
-    within: Float[Tensor, "B G R N L L"]  # of token j at token i of its chunk
-    entering: Float[Tensor, "B G R N L 1"]  # of the state before the chunk at token i
-    leaving: Float[Tensor, "B G R N L 1"]  # of token j after the chunk
-    whole: Float[Tensor, "B G R N 1 1"]  # of the state before the chunk after it
+    within: Float[Tensor, "#B G R N L L"]  # of token j at token i of its chunk
+    entering: Float[Tensor, "#B G R N L 1"]  # of the state before the chunk at token i
+    leaving: Float[Tensor, "#B G R N L 1"]  # of token j after the chunk
+    whole: Float[Tensor, "#B G R N 1 1"]  # of the state before the chunk after it
 
 
 def heads(x: Float[Tensor, "B T F"], n_group: int, n_shared: int) -> Float[Tensor, "B G R T D"]:
@@ -86,7 +87,7 @@ def in_chunks(x: Shaped[Tensor, "B G R T D"]) -> Shaped[Tensor, "B G R N L D"]:
     return F.pad(x, (0, 0, 0, -x.shape[-2] % size)).unflatten(-2, (-1, size))
 
 
-def left_by_decay(log_decay: Float[Tensor, "B G R T 1"], documents: Int[Tensor, "B S"] | None) -> Left:
+def left_by_decay(log_decay: Float[Tensor, "#B G R T 1"], documents: Int[Tensor, "B S"] | None) -> Left:
     """Exponentials of sums of `log_decay` from one token to another, of one document where documents are given."""
     since = in_chunks(log_decay).cumsum(-2)
     total, size = since[..., -1:, :], since.shape[-2]
@@ -103,9 +104,25 @@ def left_by_decay(log_decay: Float[Tensor, "B G R T 1"], documents: Int[Tensor, 
     return Left(*(log.exp() for log in logs))
 
 
+def ssd(
+    q: Float[Tensor, "B G 1 T K"],
+    k: Float[Tensor, "B G 1 T K"],
+    v: Float[Tensor, "B G R T D"],
+    log_decay: Float[Tensor, "#B G R T 1"],
+    state: Float[Tensor, "B G R K D"],
+    documents: Int[Tensor, "B S"] | None,
+) -> tuple[Float[Tensor, "B G R T D"], Float[Tensor, "B G R K D"]]:
+    """S_t = exp(g_t) S_{t-1} + k_t v_t^T; y_t = S_t^T q_t; and the last S."""
+    n_tokens, left = q.shape[-2], left_by_decay(log_decay, documents)
+    q, k, v = (in_chunks(part) for part in (q, k, v))
+    before, state = states_before(state, left.whole, k.mT @ (left.leaving * v), operator.mul)
+    y = (q @ k.mT * left.within) @ v + left.entering * (q @ before)
+    return y.flatten(-3, -2)[..., :n_tokens, :], state
+
+
 def states_before(
     state: Float[Tensor, "B G R K D"],
-    factors: Float[Tensor, "B G R N #K #K"],
+    factors: Float[Tensor, "#B G R N #K #K"],
     added: Float[Tensor, "B G R N K D"],
     times: Callable[[Tensor, Tensor], Tensor],
 ) -> tuple[Float[Tensor, "B G R N K D"], Float[Tensor, "B G R K D"]]:
