@@ -29,6 +29,7 @@ from gptlab.components.shape import Shape
 from gptlab.errors import ConfigError
 from gptlab.registry import register
 
+
 @register("attention", "mamba2")
 class Mamba2(Attention):
     """Selective state space with scalar decay (SSD); meant for mlp none. Dao & Gu 2024, arXiv:2405.21060.
