@@ -70,7 +70,7 @@ def batches(stream: Iterator[Item], mark: Callable[[], Any]) -> Iterator[Batch]:
         pieces = (text for _, text in items)
         held: list[str] = []
         size = 0
-        while size <= BATCH and (text := next(pieces, "")):
+        while size <= BATCH and (text := next(pieces, None)) is not None:
             held.append(text)
             size += len(text)
         if batch and (batch.size + size > BATCH or batch.key[1] != key[1]):

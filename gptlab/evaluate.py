@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--precision", default="fp32", help="fp32, bf16, fp16 or auto (default fp32)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(argv)
-    if options.tasks:
+    if options.tasks is not None:
         from gptlab import harness
 
         return harness.judge(options)

@@ -32,7 +32,7 @@ from gptlab.tokenizer import Tokenizer
 
 try:
     from lm_eval import simple_evaluate
-    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.model import LM
     from lm_eval.tasks import TaskManager
 except ImportError:
     raise ConfigError("--tasks asks through lm-evaluation-harness: pip install 'gptlab[eval]'.") from None
@@ -105,7 +105,7 @@ def _tasks(names: list[str], folder: str | None) -> Tasks:
     return tasks
 
 
-class Judged(TemplateLM):  # type: ignore[misc]
+class Judged(LM):  # type: ignore[misc]
     """A model and its tokenizer as the harness knows them. Log-probabilities are in nats."""
 
     def __init__(
@@ -116,24 +116,18 @@ class Judged(TemplateLM):  # type: ignore[misc]
         self.autocast = autocast or contextlib.nullcontext()
         self._device = next(model.parameters()).device
 
-    @property
-    def eot_token_id(self) -> int:
-        """What a text begins after: the border between two documents."""
-        return prompt_ids(self.text, "")[-1]
-
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Ids of a text; there are no special tokens to add."""
-        return self.text.encode(string)
-
-    def _loglikelihood_tokens(
-        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
-    ) -> list[tuple[float, bool]]:
-        return self.score([(given, scored) for _, given, scored in requests])
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Log-probability of each second text after the first, and whether it is what greedy decoding gives."""
+        return self.score([self._pair(*request.args) for request in requests])
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-probability of each whole text, after the border between two documents."""
-        pairs = [([self.eot_token_id], self.text.encode(request.args[0])) for request in requests]
-        return [total for total, _ in self.score(pairs)]
+        """Log-probability of each whole text."""
+        return [total for total, _ in self.score([self._pair("", request.args[0]) for request in requests])]
+
+    def _pair(self, given: str, scored: str) -> Pair:
+        """Ids of both texts. Spaces between them are scored; where nothing is given, it is the border of documents."""
+        known = self.text.encode(given.rstrip())
+        return known or prompt_ids(self.text, "")[-1:], self.text.encode(given + scored)[len(known) :]
 
     @torch.no_grad()
     def score(self, pairs: list[Pair]) -> list[tuple[float, bool]]:
@@ -181,24 +175,28 @@ class Judged(TemplateLM):  # type: ignore[misc]
             n_tokens = min(n_tokens, (limit + 1) // 2)
             room = min(room, limit + 1 - n_tokens)
         stops = settings.get("until") or []
-        stops = [stops] if isinstance(stops, str) else stops
-        sampled = settings.get("do_sample", False)
-        draw = Draw(
-            temperature=settings.get("temperature", 1.0) if sampled else 0.0,
-            top_k=settings.get("top_k"),
-            top_p=settings.get("top_p"),
-        )
+        stops = [stop for stop in ([stops] if isinstance(stops, str) else stops) if stop]
         drawn: list[int] = []
         text = ""
         with self.autocast:
-            for (token,) in generate(self.model, prompt_ids(self.text, given)[-room:], n_tokens, draw=draw):
-                drawn.append(token)
+            for (token,) in generate(self.model, prompt_ids(self.text, given)[-room:], n_tokens, draw=_draw(settings)):
                 if token == self.text.end_of_text:
                     break
+                if token < self.text.vocab_size:  # the ids of padding are no text
+                    drawn.append(token)
                 text = self.text.decode(drawn)
                 if any(stop in text for stop in stops):
                     break
         return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]
+
+
+def _draw(settings: dict[str, Any]) -> Draw:
+    """How a task wants tokens drawn: the likeliest, unless it says do_sample. A top_k of 0 or -1 is none."""
+    if not settings.get("do_sample", False):
+        return Draw(temperature=0.0)
+    top_k = settings.get("top_k") or 0
+    temperature, top_p = settings.get("temperature", 1.0), settings.get("top_p")
+    return Draw(temperature=temperature, top_k=top_k if top_k > 0 else None, top_p=top_p)
 
 
 def _sums(values: torch.Tensor, batch: list[tuple[int, list[int], int]]) -> list[float]:

@@ -89,8 +89,9 @@ class Foreign(Origin):
     def tokenizer(self) -> Tokenizer | None:
         source = weights.find(self.name)
         folder = source.path.parent if source.path.is_file() else source.path
-        if not (folder / "tokenizer.json").exists() and self.model.vocab_size == 50257:
-            return tokenizer.GPT2Tokenizer()  # nothing else has so many
+        told = any((folder / name).exists() for name in vocabulary.FILES)
+        if not told and self.model.vocab_size == 50257:
+            return tokenizer.GPT2Tokenizer()  # whose number it is
         return vocabulary.read(folder)
 
     def fill(self, model: GPT) -> Fit:

@@ -25,6 +25,7 @@ from gptlab.errors import ConfigError, GptlabError
 from gptlab.model import GPT
 from gptlab.sampling import Draw, generate
 from gptlab.tokenizer import GPT2Tokenizer
+from gptlab.weights import vocabulary
 
 TEXTS = (
     "In a shocking finding, scientists discovered a herd of unicorns living in a remote, previously unexplored valley.",
@@ -106,8 +107,10 @@ def _tokens(folder: Path, n_vocab: int, file: Path | None) -> tuple[list[Tensor]
         texts = [*TEXTS, *([file.read_text("utf-8")] if file else [])]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--text names a text in UTF-8, but {file} cannot be read: {error}.") from None
+    if not all(texts):
+        raise ConfigError(f"--text names a text to take the loss on, but {file} is empty.")
     encoded, about = [], "no tokenizer beside them, so the texts are ids drawn at random"
-    if any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
+    if any((folder / name).exists() for name in vocabulary.FILES):
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -17,6 +17,7 @@ from gptlab import GPT, ModelConfig, checkpoint, export, lora, plugins, registry
 from gptlab.config import LoraConfig, RunConfig
 from gptlab.sampling import Draw, generate
 from gptlab.tokenizer import Tokenizer
+from gptlab.weights import custom_code
 
 SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 64}
 RMSNORM, LAYERNORM = {"name": "rmsnorm", "eps": 1e-5}, {"name": "layernorm", "eps": 1e-5}
@@ -171,6 +172,21 @@ def test_custom_code_stands_alone_plugin_included(tmp_path: Path, monkeypatch: p
     torch.testing.assert_close(torch.tensor(json.loads(ended.out)), model(torch.tensor([tokens]))[0, -1].detach())
 
 
+def test_the_imports_of_a_plugin_are_turned_wherever_they_stand() -> None:
+    text = (
+        "'é'; import math; from gptlab import register, ModelConfig as Config; n = 1  # both\n"
+        "def late():\n    from gptlab.errors import (\n        DataError,\n    )\n    return DataError\n"
+        "if n: import gptlab.components.scale\n"
+    )
+    turned = custom_code._beside(text)
+    assert turned == (
+        "'é'; import math; from .gptlab_registry import register; from .gptlab_config import ModelConfig as Config; n"
+        " = 1  # both\n"
+        "def late():\n    from .gptlab_errors import DataError\n    return DataError\n"
+        "if n: from .gptlab_components_scale import *\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("config", "tokenizer", "flags"),
     [(GPT2, "bpe", []), (LLAMA, "char", []), (LLAMA, "byte", []), ({"position": "alibi"}, "bpe", ["--custom-code"])],
@@ -187,6 +203,16 @@ def test_a_pipeline_continues_as_sample_does(
         ours = tiny.call(sample, str(tmp_path), "--prompt", prompt, "--greedy", "--tokens", "40")
         theirs = pipe(prompt, max_new_tokens=40, do_sample=False)[0]["generated_text"]
         assert ours.out == theirs + "\n"
+
+
+@pytest.mark.parametrize(("tokenizer", "flags"), [("bpe", []), ("byte", []), ("bpe", ["--custom-code"])], ids=str)
+def test_a_text_begins_and_ends_where_it_does_with_us(tokenizer: str, flags: list[str], tmp_path: Path) -> None:
+    text = fitted(tokenizer)
+    keep_run(tmp_path, LLAMA, text)
+    theirs, _ = opened(exported(tmp_path, *flags), trust_remote_code=bool(flags))
+    told = theirs.generation_config
+    assert (told.bos_token_id, told.eos_token_id) == (text.separator_ids()[-1], text.end_of_text)
+    assert (theirs.config.bos_token_id, theirs.config.eos_token_id) == (text.end_of_text, text.end_of_text)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import tiny
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from gptlab import rundir
+from gptlab import pretrained, rundir
 from gptlab.errors import DataError
 from gptlab.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer
 from gptlab.weights import tokenizers, vocabulary
@@ -123,6 +123,14 @@ def test_another_kernel_keeps_the_options_of_the_weights(home: Path) -> None:
     tuned("model/attention=sliding")  # a preset: what it sets is named
     attention = rundir.read_config(Path("r")).model.attention
     assert (attention["n_kv_head"], attention["window"]) == (2, 64)
+
+
+def test_another_kernel_of_a_run_keeps_its_options_too(home: Path) -> None:
+    assert tiny.run("run_dir=first", "model/attention=softmax", "model.attention.n_kv_head=1").code == 0
+    ended = tuned(STILL, "model/attention=vanilla", init="first")
+    assert "init    new" not in ended.out
+    attention = rundir.read_config(Path("r")).model.attention
+    assert (attention["name"], attention["n_kv_head"]) == ("vanilla", 1)
 
 
 def test_options_are_those_of_the_variants_that_the_weights_have(gpt2: GPT2LMHeadModel) -> None:
@@ -262,10 +270,10 @@ def test_a_tuning_that_was_stopped_goes_on_without_its_weights(gpt2: GPT2LMHeadM
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
-def diverge(*words: str) -> tiny.Ended:
+def diverge(patience: int = 2) -> tiny.Ended:
     """A tuning whose validation loss only rises after its first steps."""
     rising = ("optimizer.lr=1.0", "schedule=constant", "schedule.warmup=3", "trainer.eval_every=1", "trainer.clip=0")
-    return tuned("trainer.steps=40", "trainer.patience=2", *rising, *words)
+    return tuned("trainer.steps=40", f"trainer.patience={patience}", *rising)
 
 
 def test_training_stops_when_validation_becomes_no_better_and_the_best_is_kept(gpt2: GPT2LMHeadModel) -> None:
@@ -294,6 +302,20 @@ def test_what_stopped_early_goes_on_with_more_patience(gpt2: GPT2LMHeadModel) ->
     assert "To go on, raise trainer.patience" in ended.err
     assert tiny.call(tiny.train, "resume=r", "trainer.patience=3").code == 0
     assert tiny.summary("r")["step"] > stopped
+
+
+def test_what_was_waited_for_is_remembered_when_tuning_goes_on(gpt2: GPT2LMHeadModel) -> None:
+    diverge()
+    whole = tiny.summary("r")
+    shutil.rmtree("r")
+    diverge(patience=1)
+    assert tiny.summary("r")["step"] < whole["step"]
+    assert tiny.call(tiny.train, "resume=r", "trainer.patience=2").code == 0
+    found = tiny.summary("r")
+    assert [found[key] for key in ("step", "best_step", "best_val_loss", "stopped_early")] == [
+        whole[key] for key in ("step", "best_step", "best_val_loss", "stopped_early")
+    ]
+    assert tiny.newest("r/best").step == whole["best_step"]
 
 
 def test_a_best_checkpoint_that_is_damaged_gives_way_to_the_newest(gpt2: GPT2LMHeadModel) -> None:
@@ -327,6 +349,19 @@ def test_the_tokenizer_of_gpt2_is_known_by_its_tokens(home: Path) -> None:
     found = vocabulary.read(home)
     assert isinstance(found, GPT2Tokenizer)
     assert found.learned == tokens
+
+
+def test_a_vocabulary_of_as_many_ids_is_gpt2s_only_with_its_tokens(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = [*tokenizers.WRITTEN.values(), *(f"word{i}" for i in range(50_000)), "<|endoftext|>"]
+    GPT2LMHeadModel(GPT2Config(**{**SIZES, "vocab_size": 50257})).save_pretrained("hf")
+    assert isinstance(pretrained.find("hf").tokenizer(), GPT2Tokenizer)
+    Path("hf/vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    assert pretrained.find("hf").tokenizer() is None
+    learned = ["".join(vocabulary.BYTES.get(letter, letter) for letter in token) for token in tokens[:-1]]
+    monkeypatch.setattr(vocabulary, "GPT2", vocabulary.digest(learned))
+    found = pretrained.find("hf").tokenizer()
+    assert isinstance(found, GPT2Tokenizer)
+    assert found.learned == learned
 
 
 def test_a_tokenizer_that_ours_cannot_be_is_none_of_ours(home: Path) -> None:

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -205,6 +206,43 @@ def test_the_files_of_a_data_set_are_found_by_its_library(tmp_path: Path) -> Non
     for split, seeds in (("train", (0, 1)), ("test", (2,))):
         made = build("data", {"name": "hf", "dataset": str(tmp_path / "pages"), "split": split})
         assert [text for _, text in made.documents()] == [t for seed in seeds for t in texts(50, seed) if t]
+
+
+def test_what_was_begun_is_gone_on_with_at_the_commit_it_was_begun_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest revision may be another by then."""
+    old, new = "a" * 40, "b" * 40
+    for commit, seed in ((old, 0), (new, 1)):
+        write(tmp_path / f"pages@{commit}" / "train.parquet", texts(50, seed))
+    newest = iter((old, new))
+
+    def builder(name: str, config: str | None, revision: str | None) -> Any:
+        found = sorted((tmp_path / f"pages@{revision or next(newest)}").glob("*.parquet"))
+        return SimpleNamespace(config=SimpleNamespace(data_files={"train": list(map(str, found))}))
+
+    monkeypatch.setattr("datasets.load_dataset_builder", builder)
+    reading = build("data", {"name": "hf", "dataset": "someone/pages"})
+    documents = reading.documents()
+    for _ in range(20):
+        next(documents)
+    mark = json.loads(json.dumps(reading.mark))
+    assert mark[0] > 0
+    rest = [text for _, text in build("data", {"name": "hf", "dataset": "someone/pages"}).documents(mark)]
+    assert rest == [text for text in texts(50, 0) if text][mark[0] :]
+
+
+def test_a_split_that_is_none_is_named_beside_those_there_are(tmp_path: Path) -> None:
+    write(tmp_path / "pages" / "train-0.parquet", texts(50))
+    made = build("data", {"name": "hf", "dataset": str(tmp_path / "pages"), "split": "validation"})
+    with pytest.raises(DataError, match="must be one of train, but is 'validation'"):
+        list(made.documents())
+
+
+def test_an_empty_piece_does_not_end_its_document() -> None:
+    stream = iter([((1, "train"), text) for text in ("a", "", "b")] + [((2, "train"), "c")])
+    (batch,) = encoding.batches(stream, lambda: None)
+    assert ["".join(document) for document in batch.documents] == ["ab", "c"]
 
 
 def test_the_hub_out_of_reach_is_one_line(tmp_path: Path) -> None:

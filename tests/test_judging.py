@@ -112,6 +112,20 @@ def test_the_likelihood_of_a_continuation_is_the_sum_over_its_tokens(
         assert total == pytest.approx(sum(log_probabilities(model, ids)[-n:]), abs=1e-4)
 
 
+@pytest.mark.parametrize(("given", "scored"), [("", "\nall of us"), (" ", "cat"), ("\n ", "cat")])
+def test_where_no_more_than_spaces_is_given_every_token_is_scored(
+    given: str, scored: str, judged: Judged, run: tuple[GPT, Tokenizer]
+) -> None:
+    """They are scored. A line break that begins them is text, though it is also what a text begins after."""
+    ((total, _),) = judged.loglikelihood(requests((given, scored)), disable_tqdm=True)
+    ids = run[1].encode("\n" + given + scored)
+    assert total == pytest.approx(sum(log_probabilities(run[0], ids)), abs=1e-4)
+
+
+def test_nothing_is_as_likely_as_can_be(judged: Judged) -> None:
+    assert judged.loglikelihood(requests(("", ""), ("a", "")), disable_tqdm=True) == [(0.0, True)] * 2
+
+
 def test_what_is_longer_than_a_block_keeps_its_end(judged: Judged, run: tuple[GPT, Tokenizer]) -> None:
     ((total, _),) = judged.loglikelihood(requests(("far away from all of us and then", " it ran")), disable_tqdm=True)
     ids = run[1].encode("far away from all of us and then it ran")[-BLOCK - 1 :]
@@ -174,6 +188,25 @@ def test_sampling_is_drawn_where_the_task_asks_for_it(judged: Judged) -> None:
     assert first == again != judged.generate_until(requests(("the cat", {"max_gen_toks": 20})))[0]
 
 
+@pytest.mark.parametrize("off", [{"top_k": 0}, {"top_k": -1}, {"top_k": None}, {"until": ["", None]}], ids=str)
+def test_what_others_write_for_no_filter_and_no_stop_is_none(off: dict[str, Any], judged: Judged) -> None:
+    sampled = {"max_gen_toks": 20, "do_sample": True, "temperature": 5.0}
+    plain, same = judged.generate_until(requests(("the cat", sampled), ("the cat", {**sampled, **off})))
+    assert plain == same
+    greedy = {"max_gen_toks": 5, "top_k": 0, "top_p": 0.0, "temperature": 0.0}
+    plain, same = judged.generate_until(requests(("the cat", {"max_gen_toks": 5}), ("the cat", greedy)))
+    assert plain == same
+
+
+def test_the_ids_of_padding_are_no_text() -> None:
+    config = ModelConfig(vocab_size=512, block_size=BLOCK, n_layer=1, n_head=2, n_embd=16, head_bias=True)
+    model = GPT(config).eval()
+    model.head.bias.data[256:] = 9.0
+    sampled = {"max_gen_toks": 100, "do_sample": True}
+    (text,) = Judged(model, build("tokenizer", "byte"), batch_size=2).generate_until(requests(("a", sampled)))
+    assert len(text) < 50
+
+
 @pytest.mark.parametrize("given", ["a", "the cat sat on a mat and then it ran"])
 def test_a_position_encoding_with_an_end_is_not_asked_beyond_it(given: str) -> None:
     config = ModelConfig(vocab_size=256, block_size=BLOCK, n_layer=1, n_head=2, n_embd=16, position="learned")
@@ -223,6 +256,7 @@ def test_a_table_is_printed_and_limits_are_kept(home: Path) -> None:
         ("--tasks", "tiny_choices", "--limit", "0"),
         ("--tasks", "tiny_choices", "--shots", "-1"),
         ("--tasks", "tiny_choices", "--split", "train"),
+        ("--tasks", ""),
         ("--limit", "3"),
     ],
 )

@@ -22,6 +22,8 @@ from tiny import call
 
 from gptlab import GPT, ModelConfig, weights
 from gptlab.errors import CheckpointError, ConfigError
+from gptlab.tokenizer import ByteTokenizer
+from gptlab.weights import tokenizers
 from gptlab.weights.composition import composition, differences
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -126,6 +128,18 @@ PUBLISHED = {  # settings as their authors wrote them, in the words of the day -
          "rotary_pct": 0.25, "tie_word_embeddings": False, "use_parallel_residual": True, "vocab_size": 50304},
         70_426_624,
     ),
+    "gpt-j-6b": (
+        {"model_type": "gptj", "activation_function": "gelu_new", "n_embd": 4096, "n_head": 16, "n_layer": 28,
+         "n_positions": 2048, "rotary": True, "rotary_dim": 64, "tie_word_embeddings": False, "vocab_size": 50400},
+        6_050_882_784,
+    ),
+    "phi-2": (
+        {"model_type": "phi", "hidden_act": "gelu_new", "hidden_size": 2560, "intermediate_size": 10240,
+         "layer_norm_eps": 1e-05, "max_position_embeddings": 2048, "num_attention_heads": 32, "num_hidden_layers": 32,
+         "num_key_value_heads": 32, "partial_rotary_factor": 0.4, "qk_layernorm": False, "rope_scaling": None,
+         "rope_theta": 10000.0, "tie_word_embeddings": False, "vocab_size": 51200},
+        2_779_683_840,
+    ),
     "Llama-3.2-1B": (
         {**NEW, "head_dim": 64, "hidden_size": 2048, "intermediate_size": 8192, "max_position_embeddings": 131072,
          "num_attention_heads": 32, "num_hidden_layers": 16, "num_key_value_heads": 8, "rope_theta": 500000.0,
@@ -184,6 +198,10 @@ def test_a_trained_composition_opens_in_transformers(tmp_path: Path) -> None:
         ({**LLAMA, "position": {"name": "rope", "layout": "interleaved"}}, r"model\.position\.layout=interleaved"),
         ({**LLAMA, "document_mask": True, "separator": 0}, r"model\.document_mask=True"),
         ({**LLAMA, "n_layer": 0}, "0 layers"),
+        ({**LLAMA, "attention": {"name": "softmax", "scale": 1e-200}}, "No class of transformers"),
+        ({**LLAMA, "attention": "differential"}, r"model\.attention=differential"),
+        ({**LLAMA, "position": "sinusoidal", "layers": [{"at": ":", "position": "rope"}]}, "model.position=sinusoidal"),
+        ({**LLAMA, "position": "t5", "layers": [{"at": ":", "position": "rope"}]}, "model.position=t5"),
     ],
 )
 def test_an_option_without_a_class_is_named(options: dict[str, Any], named: str, tmp_path: Path) -> None:
@@ -199,6 +217,7 @@ def test_an_option_without_a_class_is_named(options: dict[str, Any], named: str,
         ("scale_attn_weights", False),
         ("n_inner", 50),
         ("add_cross_attention", True),
+        ("is_causal", False),
     ],
 )  # fmt: skip
 def test_a_setting_without_a_counterpart_is_named(gpt2: Path, setting: str, value: object) -> None:
@@ -219,6 +238,32 @@ def test_a_rotary_setting_without_a_counterpart_is_named(saved: Callable[[Family
             weights.load(folder)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "llama", "hidden_size": 0},
+        {"model_type": "llama", "num_hidden_layers": 0},
+        {"model_type": "llama", "rope_theta": None},
+        {"model_type": "gpt2", "n_embd": 0},
+        {"model_type": "granite", "logits_scaling": 0},
+        {"model_type": "gemma2", "query_pre_attn_scalar": 0},
+    ],
+    ids=str,
+)
+def test_settings_that_no_model_can_have_are_one_clear_line(changes: dict[str, Any]) -> None:
+    family = next(family for family in weights.FAMILIES if family.model_type == changes["model_type"])
+    with pytest.raises(ConfigError, match=family.architecture) as error:
+        family.config(changes)
+    assert "\n" not in str(error.value)
+
+
+def test_reading_settings_leaves_them_as_they_are() -> None:
+    said = {"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2.0}}
+    llama = next(family for family in weights.FAMILIES if family.model_type == "llama")
+    assert llama.config(said).position["factor"] == 2.0
+    assert said["rope_scaling"] == {"type": "linear", "factor": 2.0}
+
+
 def break_wrong_shape(folder: Path) -> None:
     edit_tensors(folder, lambda tensors: tensors.update({"transformer.h.1.mlp.c_fc.weight": torch.zeros(32, 96)}))
 
@@ -233,6 +278,13 @@ def break_left_over(folder: Path) -> None:
 
 def break_other_head(folder: Path) -> None:
     edit_tensors(folder, lambda tensors: tensors.update({"lm_head.weight": torch.zeros(61, 32)}))
+
+
+def break_whole_numbers(folder: Path) -> None:
+    """What a quantiser leaves when its settings are lost."""
+    edit_tensors(
+        folder, lambda tensors: tensors.update({k: v.to(torch.int8) for k, v in tensors.items() if v.dim() == 2})
+    )
 
 
 def break_truncated(folder: Path) -> None:
@@ -268,18 +320,24 @@ def break_config(folder: Path) -> None:
     (folder / "config.json").write_text("{")
 
 
+def listed(folder: Path, *files: str) -> None:
+    """An index of these files, in the place of a single one."""
+    (folder / "model.safetensors").rename(folder / "whole.safetensors")
+    index = {"weight_map": {str(number): file for number, file in enumerate(files)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 def break_index(folder: Path) -> None:
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../model.safetensors"}}))
+    listed(folder, "../model.safetensors")
 
 
 def break_shard(folder: Path) -> None:
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
+    listed(folder, "model-1.safetensors")
 
 
 def break_twice(folder: Path) -> None:
-    shutil.copy(folder / "model.safetensors", folder / "more.safetensors")
-    listed = {"a": "model.safetensors", "b": "more.safetensors"}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
+    listed(folder, "whole.safetensors", "more.safetensors")
+    shutil.copy(folder / "whole.safetensors", folder / "more.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -289,6 +347,7 @@ def break_twice(folder: Path) -> None:
         (break_missing, r"lacks transformer\.h\.2\.ln_1\.bias"),
         (break_left_over, "holds also score"),
         (break_other_head, "lm_head.weight is not"),
+        (break_whole_numbers, "torch.int8.* plain numbers"),
         (break_truncated, "no whole safetensors"),
         (break_scrambled, "no whole safetensors"),
         (break_pickle, r"pytorch_model\.bin .* pickle .* convert"),
@@ -357,6 +416,17 @@ def test_shards_a_single_file_and_half_precision_are_read(gpt2: Path, tmp_path: 
         assert torch.equal(tensor, whole.tensors()[name].bfloat16().float()), name
 
 
+def test_a_whole_file_is_read_before_shards_as_transformers_does(gpt2: Path, tmp_path: Path) -> None:
+    whole = weights.load(gpt2)
+    reference(BOTH[0]).model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    edit_tensors(gpt2, lambda tensors: tensors["transformer.wte.weight"].add_(1.0))
+    shutil.copy(gpt2 / "model.safetensors", tmp_path / "shards")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "shards")
+    ours = weights.load(tmp_path / "shards")
+    assert torch.equal(ours.token_embedding.weight, theirs.transformer.wte.weight)
+    assert not torch.equal(ours.token_embedding.weight, whole.token_embedding.weight)
+
+
 @torch.no_grad()
 def test_a_part_may_be_swapped_and_the_context_shortened(gpt2: Path) -> None:
     said: list[str] = []
@@ -394,6 +464,20 @@ def test_a_name_is_found_in_the_cache_of_the_hub(offline: Path, gpt2: Path, name
     assert equal(weights.load(name), weights.load(gpt2))
 
 
+def test_a_download_that_was_stopped_is_gone_on_with(
+    offline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offline: the line says to go online, not that what is in the cache is damaged."""
+    snapshot = offline / "models--a--b" / "snapshots" / ("0" * 40)
+    reference(BOTH[0]).model.save_pretrained(snapshot, max_shard_size="20KB")
+    (offline / "models--a--b" / "refs").mkdir()
+    (offline / "models--a--b" / "refs" / "main").write_text("0" * 40)
+    weights.load("a/b")
+    next(snapshot.glob("model-*.safetensors")).unlink()
+    with pytest.raises(ConfigError, match="go online once"):
+        weights.load("a/b")
+
+
 @pytest.mark.usefixtures("offline")
 def test_a_name_that_is_nowhere_says_what_to_do() -> None:
     with pytest.raises(ConfigError, match=r"openai-community/gpt2-xl is not in .*go online once, or name a dir"):
@@ -411,5 +495,11 @@ def test_the_check_for_real_weights_says_equivalent_or_where_not(gpt2: Path, mon
     bad = call(script, str(gpt2), "--perturb", "blocks.1.mlp.up.weight")
     assert bad.code == 1, bad.err
     assert "\nNOT equivalent: the two part first in layer 1 " in bad.out
+    (gpt2 / "empty.txt").write_text("")
+    for save in (lambda folder: None, lambda folder: tokenizers.save(ByteTokenizer(), folder)):
+        save(gpt2)
+        empty = call(script, str(gpt2), "--text", str(gpt2 / "empty.txt"))
+        assert empty.code == 2
+        assert empty.err.splitlines()[-1].startswith("gptlab: --text names a text")
     nowhere = call(script, str(gpt2 / "nothing"))
     assert (nowhere.code, nowhere.err.count("\n")) == (2, 1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -79,13 +80,15 @@ class HubSource(Scattered):
             ) from None
 
     def _documents(self, mark: Any) -> Iterator[Piece]:
-        found, (begin, skip) = mark or (0, (0, 0))
-        for number, file in enumerate(self._hub_files() if self.dataset else map(str, self.files)):
+        found, (begin, skip, commit) = mark or (0, (0, 0, self.revision))
+        for number, file in enumerate(self._hub_files(commit) if self.dataset else map(str, self.files)):
             if number < begin:
                 continue
+            if at := re.search(r"@([0-9a-f]{40})/", file):
+                commit = at[1]  # what is gone on with is of one commit, though a newer one may have come
             done = skip if number == begin else 0  # groups of rows
             for rows in self._groups(file, done):
-                self.mark = (found, (number, done))
+                self.mark = (found, (number, done, commit))
                 texts = self._texts(rows)
                 yield from ((True, text) for text in texts)
                 found, done = found + len(texts), done + 1
@@ -97,12 +100,14 @@ class HubSource(Scattered):
             raise DataError(f"data.column must hold text, but {self.column!r} is {type(odd).__name__}.")
         return [row for row in rows if row]
 
-    def _hub_files(self) -> list[str]:
+    def _hub_files(self, revision: str | None) -> list[str]:
         """Where the files of the split are, each by its commit."""
         import datasets
 
-        builder = datasets.load_dataset_builder(self.dataset, self.config, revision=self.revision)
-        files = [str(file) for file in builder.config.data_files[self.split]]
+        found = datasets.load_dataset_builder(self.dataset, self.config, revision=revision).config.data_files
+        if self.split not in found:
+            raise DataError(f"data.split must be one of {', '.join(map(str, found))}, but is {self.split!r}.")
+        files = [str(file) for file in found[self.split]]
         odd = next((file for file in files if not _kind(file)), None)
         if odd:
             raise DataError(f"data=hf reads .parquet and .jsonl, but {odd} is neither: try another data.revision.")

@@ -44,7 +44,28 @@ def gpt_neox(said: Settings) -> Options:
     }
 
 
-def llama(said: Settings) -> Options:
+def gptj(said: Settings) -> Options:
+    """GPT-J: a part of each head turns, neighbours in pairs. Wang and Komatsuzaki 2021."""
+    options = gpt2(said)
+    fraction = said["rotary_dim"] * said["n_head"] / said["n_embd"]
+    return options | {
+        "bias": False,
+        "head_bias": True,
+        "position": {"name": "rope", "fraction": fraction, "layout": "interleaved"},
+        "mlp": options["mlp"] | {"bias": True},
+        "block": "parallel",
+    }
+
+
+def phi(said: Settings) -> Options:
+    """Phi: one norm before both sublayers. Li et al. 2023, arXiv:2309.05463."""
+    options = gpt_neox({**said, "use_parallel_residual": False, "attention_bias": True})
+    qk_norm = options["norm"] if said["qk_layernorm"] else None
+    more = {"head_bias": True, "block": "parallel"}
+    return _attending(options, n_kv_head=said["num_key_value_heads"], qk_norm=qk_norm) | more
+
+
+def llama(said: Settings, *, partial: bool = False) -> Options:
     """Llama. Touvron et al. 2023, arXiv:2302.13971."""
     return {
         **_sizes(said),
@@ -54,7 +75,7 @@ def llama(said: Settings) -> Options:
             "head_size": said.get("head_dim") or said["hidden_size"] // said["num_attention_heads"],
             "bias": said.get("attention_bias", False),
         },
-        "position": rope(said["rope_parameters"]),
+        "position": rope(said["rope_parameters"], partial=partial),
         "norm": {"name": "rmsnorm", "eps": said["rms_norm_eps"]},
         "mlp": {
             "name": "glu",
@@ -93,6 +114,27 @@ def olmo2(said: Settings) -> Options:
     """OLMo 2: norms on what is added, and of whole projections. OLMo team 2025, arXiv:2501.00656."""
     options = llama(said)
     return _attending(options, qk_norm=options["norm"], qk_norm_over="projection") | {"block": "outnorm"}
+
+
+def stablelm(said: Settings) -> Options:
+    """StableLM: centred norms, a part of each head turns. Bellagente et al. 2024, arXiv:2402.17834."""
+    options = llama({**said, "rms_norm_eps": said["layer_norm_eps"]}, partial=True)
+    norm = {"name": "layernorm", "eps": said["layer_norm_eps"]}
+    attention = {"bias": "qkv" if said["use_qkv_bias"] else False, **_norms_of_heads(said["qk_layernorm"], norm)}
+    block = "parallel" if said["use_parallel_residual"] else "prenorm"
+    return _attending(options, **attention) | {"norm": norm, "block": block}
+
+
+def cohere(said: Settings) -> Options:
+    """Command R: norms without biases, neighbours turn in pairs. Cohere 2024."""
+    options = llama({**said, "rms_norm_eps": said["layer_norm_eps"]})
+    norm = {"name": "layernorm", "eps": said["layer_norm_eps"], "bias": False}
+    return _attending(options, **_norms_of_heads(said["use_qk_norm"], norm)) | {
+        "position": options["position"] | {"layout": "interleaved"},
+        "norm": norm,
+        "logit_scale": float(said["logit_scale"]),
+        "block": "parallel",
+    }
 
 
 def granite(said: Settings) -> Options:
@@ -142,6 +184,11 @@ def _expand(said: Settings) -> float:
 
 def _attending(options: Options, **more: Any) -> Options:
     return options | {"attention": options["attention"] | more}
+
+
+def _norms_of_heads(has: bool, norm: Options) -> Options:
+    """Norms of q and k with weights for each head and no biases, where there are any."""
+    return {"qk_norm": norm | {"bias": False}, "qk_norm_over": "heads"} if has else {}
 
 
 def _sliding(said: Settings, **more: Any) -> Options:

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gptlab import registry
-from gptlab.components.attention.softmax import SoftmaxAttention
 from gptlab.components.mlp.hidden import hidden_size
+from gptlab.components.position.rotary import Rotary
 from gptlab.components.shape import Shape
 from gptlab.config import LAYER_SLOTS, ModelConfig
 
@@ -20,6 +20,7 @@ FIELDS = (
     "vocab_size", "block_size", "n_layer", "n_head", "n_embd", "tie_weights", "head_bias", "logit_scale",
     "logit_softcap", "document_mask",
 )  # fmt: skip
+SOFTMAX = ("softmax", "vanilla", "flash", "flex")  # one function, each by a kernel of its own
 CLOSE = 1e-9  # of two numbers that went through 1/x or a root
 
 
@@ -32,15 +33,11 @@ def composition(config: ModelConfig) -> Composition:
         "embedding_scale": scale,
         "embedding_norm": config.embedding_norm and registry.complete("norm", config.embedding_norm),
         "norm": registry.complete("norm", config.norm),
+        "position": _of_the_model(config.position),
         "layers": [
             {slot: _settled(slot, slots[slot], config) for slot in LAYER_SLOTS} for slots in config.slots_of_layers()
         ],
     }
-
-
-def is_softmax(name: str) -> bool:
-    """Whether attentions of this name are the softmax mixer, on whatever kernel."""
-    return issubclass(registry.get("attention", name), SoftmaxAttention)
 
 
 def differences(one: Composition, other: Composition) -> list[str]:
@@ -74,10 +71,16 @@ def _unequal(one: Mapping[str, Any], other: Mapping[str, Any], at: str) -> Itera
             yield f"{label}={mine['name'] if isinstance(mine, Mapping) else mine}"
 
 
+def _of_the_model(spec: Any) -> dict[str, Any] | None:
+    """The position, unless it only turns q and k: then what the layers have, which may be others, is all of it."""
+    options = registry.complete("position", spec)
+    return None if issubclass(registry.get("position", options["name"]), Rotary) else options
+
+
 def _settled(slot: str, spec: Any, config: ModelConfig) -> dict[str, Any]:
     """A layer's spec with every option written out, and what is left to the model resolved."""
     options = registry.complete(slot, spec)
-    if slot == "attention" and is_softmax(options["name"]):
+    if slot == "attention" and options["name"] in SOFTMAX:
         return _softmax(options, config)
     if slot == "mlp" and "expand" in options:
         hidden = hidden_size(Shape(config.n_embd, config.n_head, config.block_size), options["expand"])

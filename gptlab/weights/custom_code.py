@@ -9,7 +9,6 @@ import ast
 import dataclasses
 import importlib.util
 import json
-import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -116,18 +115,19 @@ def _modules(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
 
 def _beside(text: str) -> str:
     """The source with its imports of gptlab turned to the files beside it."""
-    lines = text.split("\n")
-    for node in sorted(_imports(text), key=lambda node: -node.lineno):
-        turned = textwrap.indent("\n".join(_turned(node)), " " * node.col_offset)
-        lines[node.lineno - 1 : node.end_lineno] = [turned]
-    return "\n".join(lines)
+    lines = text.encode().split(b"\n")  # places in a line are counted in bytes
+    for node in sorted(_imports(text), key=lambda node: (-node.lineno, -node.col_offset)):
+        assert node.end_lineno is not None
+        before, after = lines[node.lineno - 1][: node.col_offset], lines[node.end_lineno - 1][node.end_col_offset :]
+        lines[node.lineno - 1 : node.end_lineno] = [before + "; ".join(_turned(node)).encode() + after]
+    return b"\n".join(lines).decode()
 
 
 def _turned(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
     for module, alias in zip(_modules(node), node.names, strict=False):
         name = f"{alias.name} as {alias.asname}" if alias.asname else alias.name
         if isinstance(node, ast.Import):  # for what happens when it is imported: it registers
-            yield f"from .{_flat(module)} import *  # noqa: F403"
+            yield f"from .{_flat(module)} import *"
         elif node.module != "gptlab":
             node.module, node.level = _flat(module), 1
             yield ast.unparse(node)

@@ -5,14 +5,16 @@ Both ways are strict. What one side says must come back when it is translated th
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from gptlab.config import ModelConfig
-from gptlab.errors import ConfigError, did_you_mean
+from gptlab.errors import ConfigError, GptlabError, did_you_mean
 from gptlab.weights import architectures, names
 from gptlab.weights.composition import close, composition, differences
 from gptlab.weights.names import Table
@@ -26,6 +28,7 @@ INDIFFERENT = re.compile(
     r"|use_sliding_window|is_decoder"
 )
 ROTARY = ("rope_theta", "rope_scaling", "head_dim")  # words that classes take beside their defaults
+PARTIAL = ("rope_theta", "rope_scaling", "partial_rotary_factor")
 NO_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))  # the defaults are of other vocabularies
 QUANTISED = ("quantization_config", "compression_config")
 
@@ -48,7 +51,7 @@ class Family:
         told = logging.get_verbosity()
         logging.set_verbosity_error()  # families are tried with settings that are none of theirs
         try:
-            config = CONFIG_MAPPING[self.model_type].from_dict({**NO_TOKENS, **said})
+            config = CONFIG_MAPPING[self.model_type].from_dict({**NO_TOKENS, **copy.deepcopy(said)})
         except Exception as error:  # its validation raises whatever it likes
             reason = " ".join(str(error).split())[:160]
             raise ConfigError(f"transformers refuses these settings of {self.architecture}: {reason}") from None
@@ -69,8 +72,9 @@ class Family:
     def config(self, said: Settings) -> ModelConfig:
         """The model that settings of this class mean. ConfigError naming one that has no counterpart here."""
         whole = self.complete(said)
-        config = ModelConfig(**self.options(whole))
-        meant, asked = _plain(self.complete(self.settings(config))), _plain(whole)
+        with self._in_a_line():
+            config = ModelConfig(**self.options(whole))
+            meant, asked = _plain(self.complete(self.settings(config))), _plain(whole)
         for key, value in meant.items():
             if not INDIFFERENT.fullmatch(key) and not close(asked.get(key), value):
                 raise ConfigError(
@@ -80,8 +84,19 @@ class Family:
 
     def lost(self, config: ModelConfig) -> list[str]:
         """The options that a model of this class would not have. ConfigError where it cannot be asked."""
-        back = ModelConfig(**self.options(self.complete(self.settings(config))))
+        with self._in_a_line():
+            back = ModelConfig(**self.options(self.complete(self.settings(config))))
         return differences(composition(config), composition(back))
+
+    @contextmanager
+    def _in_a_line(self) -> Iterator[None]:
+        """Numbers that cannot be reckoned with (a width of 0, a scale beyond all others) are a ConfigError."""
+        try:
+            yield
+        except GptlabError:
+            raise
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise ConfigError(f"No {self.architecture} has settings like these ({error}): mend them.") from None
 
 
 def family_of(config: ModelConfig) -> Family:
@@ -135,7 +150,7 @@ def hf_config(config: ModelConfig, end_of_text: int | None = None) -> Settings:
 
 def _plain(said: Settings) -> Settings:
     """Settings in which one meaning has one word."""
-    plain: dict[str, Any] = dict(said)
+    plain: dict[str, Any] = {"is_causal": True, **said}  # of which no class has a default written out
     for key in ("hidden_act", "hidden_activation", "activation_function"):
         if plain.get(key):
             plain[key] = activation(plain[key])
@@ -152,6 +167,16 @@ def _gpt_neox(config: ModelConfig) -> Table:
     parallel = config.slots_of_layers()[0]["block"]["name"] == "parallel"
     norms = (names.PARALLEL, names.PARALLEL_MLP) if parallel else (names.BEFORE_ATTENTION, names.BEFORE_MLP)
     return names.gpt_neox(n_head=config.n_head, attention_norm=norms[0], mlp_norm=norms[1], head="embed_out")
+
+
+def _stablelm(config: ModelConfig) -> Table:
+    parallel = config.slots_of_layers()[0]["block"]["name"] == "parallel"
+    return (*names.llama(names.ONE_NORM if parallel else names.PRE_NORM), *names.qk_norm_of_stablelm())
+
+
+def _cohere(config: ModelConfig) -> Table:
+    n_kv_head = config.slots_of_layers()[0]["attention"].get("n_kv_head") or config.n_head
+    return (*names.llama(names.ONE_NORM), *names.qk_norm_of_cohere(n_head=config.n_head, n_kv_head=n_kv_head))
 
 
 def _always(*tables: Table) -> Callable[[ModelConfig], Table]:
@@ -182,4 +207,8 @@ FAMILIES = (  # in the order in which a model's class is looked for
         "gemma3_text", "Gemma3ForCausalLM", architectures.gemma3,
         _always(names.llama(names.SANDWICH), names.qk_norm()), (*ROTARY, "rope_local_base_freq"),
     ),
+    Family("gptj", "GPTJForCausalLM", architectures.gptj, _always(names.gptj()), (), _MASKS),
+    Family("phi", "PhiForCausalLM", architectures.phi, _always(names.phi()), PARTIAL),
+    Family("stablelm", "StableLmForCausalLM", architectures.stablelm, _stablelm, PARTIAL),
+    Family("cohere", "CohereForCausalLM", architectures.cohere, _cohere),
 )  # fmt: skip

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 
+from gptlab import registry
+from gptlab.components.attention.softmax import SoftmaxAttention
 from gptlab.config import LAYER_SLOTS, ModelConfig, as_spec, merge_spec
 from gptlab.errors import CheckpointError, ConfigError, did_you_mean
 from gptlab.model import GPT
-from gptlab.weights.composition import composition, is_softmax
+from gptlab.weights.composition import composition
 from gptlab.weights.families import Family, family_for
 from gptlab.weights.names import Table
 from gptlab.weights.source import Source, find
@@ -106,13 +108,16 @@ def _unfilled(config: ModelConfig) -> GPT:
 
 
 def merge(key: str, held: Any, new: Any) -> Any:
-    """A field of ModelConfig over the one in its place: a part by its spec, where a softmax's kernel keeps options."""
+    """A field of ModelConfig over the one in its place: a part by its spec.
+
+    From one softmax attention to another, which may only be a kernel, the options stay that both have.
+    """
     if key not in LAYER_SLOTS:
         return new
     old, change = as_spec(held), as_spec(new)
-    name = change.get("name", old["name"])
-    if key == "attention" and is_softmax(old["name"]) and is_softmax(name):
-        return {**old, **change}
+    before, after = (registry.get(key, name) for name in (old["name"], change.get("name", old["name"])))
+    if before is not after and issubclass(before, SoftmaxAttention) and issubclass(after, SoftmaxAttention):
+        return {**{name: value for name, value in old.items() if name in registry.options(after)}, **change}
     return merge_spec(old, change)
 
 

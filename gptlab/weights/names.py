@@ -144,6 +144,7 @@ def phi() -> Table:
 
 
 PRE_NORM = {BEFORE_ATTENTION: "input_layernorm", BEFORE_MLP: "post_attention_layernorm"}
+ONE_NORM = {PARALLEL: "input_layernorm"}
 OUT_NORM = {OUT_OF_ATTENTION: "post_attention_layernorm", OUT_OF_MLP: "post_feedforward_layernorm"}
 SANDWICH = {BEFORE_ATTENTION: "input_layernorm", BEFORE_MLP: "pre_feedforward_layernorm", **OUT_NORM}
 

@@ -86,6 +86,7 @@ def settings_of(whole: Composition) -> Settings:
         "residual_multiplier": first["block"].get("scale", 1.0),
         "embedding_multiplier": whole["embedding_scale"],
         "logits_scaling": 1 / whole["logit_scale"],
+        "logit_scale": whole["logit_scale"],
         "final_logit_softcapping": whole["logit_softcap"],
     }
 
@@ -109,6 +110,8 @@ def _attention(whole: Composition, attention: Options) -> Settings:
         "num_key_value_heads": attention.get("n_kv_head", whole["n_head"]),
         "head_dim": attention.get("head_size", whole["n_embd"] // whole["n_head"]),
         "attention_bias": bool(attention.get("bias")),
+        "use_qkv_bias": bool(attention.get("bias")),
+        **dict.fromkeys(("qk_layernorm", "use_qk_norm"), attention.get("qk_norm") is not None),
         "attention_multiplier": scale,
         "query_pre_attn_scalar": round(scale**-2),
         "attn_logit_softcapping": attention.get("softcap"),
@@ -133,6 +136,7 @@ def _positions(whole: Composition) -> Settings:
         "rope_local_base_freq": near.get("theta", 10000.0),
         "partial_rotary_factor": fraction,
         "rotary_pct": fraction,
+        "rotary_dim": round(fraction * whole["n_embd"] / whole["n_head"]),
         "rope_scaling": _scaling(position),
     }
 

@@ -41,11 +41,13 @@ class Source:
         return list(self.files[name].get_slice(name).get_shape())
 
     def read(self, name: str) -> Tensor:
-        """One tensor."""
+        """One tensor. CheckpointError where it cannot be read, or holds codes of a quantiser."""
         try:
             tensor: Tensor = self.files[name].get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{name} of {self.path} cannot be read ({error}): bring the file again.") from None
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{name} of {self.path} is {tensor.dtype}, no plain numbers: name the original.")
         return tensor
 
 
@@ -73,11 +75,17 @@ def _cached(name: str) -> Path:
     for candidate, local in ((full, True), (name, True), (full, False)):
         try:
             folder = Path(snapshot_download(candidate, allow_patterns=WANTED, local_files_only=local))
+            missing = [path.name for path in (folder / CONFIG, *_files(folder)) if not path.exists()]
+        except CheckpointError:  # what is in the cache may be a part of what there is
+            if not local:
+                raise
+            continue
         except Exception as error:  # of the hub, of the network: many kinds
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             continue
-        if not local or ((folder / CONFIG).exists() and any(folder.glob("*.safetensors"))):
+        if not missing:
             return folder
+        reason = f"{missing[0]} is missing"
     raise ConfigError(
         f"{full} is not in the cache of Hugging Face and could not be downloaded ({reason}): go online once, or name a "
         "directory that holds its config.json and model.safetensors."
@@ -85,15 +93,15 @@ def _cached(name: str) -> Path:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The safetensors files of a directory: those of its index, the usual one, or the only one."""
+    """The safetensors files of a directory: the usual one (as in transformers), those of its index, or the only one."""
+    if (folder / SINGLE).exists():
+        return [folder / SINGLE]
     if (folder / INDEX).exists():
         shards = _json(folder / INDEX).get("weight_map")
         listed = sorted(set(shards.values())) if isinstance(shards, dict) else []
         if not listed or any(Path(str(shard)).name != shard for shard in listed):
             raise CheckpointError(f"{folder / INDEX} must list files of its own directory: bring it again.")
         return [folder / shard for shard in listed]
-    if (folder / SINGLE).exists():
-        return [folder / SINGLE]
     found = sorted(folder.glob("*.safetensors"))
     if len(found) == 1:
         return found

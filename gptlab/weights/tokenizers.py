@@ -47,7 +47,8 @@ def fast(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
         made.add_special_tokens([tokenizers.AddedToken(END_OF_TEXT, special=True, normalized=False)])
         return made
     raise ConfigError(
-        f"A byte, char, bpe or gpt2 tokenizer has a fast form, but {tokenizer.name!r} has none: export its run without."
+        f"A byte, char, bpe or gpt2 tokenizer has a fast form, but {tokenizer.name!r} has none: write the model alone, "
+        "with gptlab.weights.save(model, DIRECTORY)."
     )
 
 

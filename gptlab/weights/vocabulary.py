@@ -10,22 +10,41 @@ from typing import Any
 from gptlab.tokenizer import END_OF_TEXT, BPETokenizer, ByteTokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer
 from gptlab.weights.tokenizers import WRITTEN, fast
 
+FAST, SLOW = "tokenizer.json", "vocab.json"
+FILES = (FAST, SLOW, "tokenizer.model")  # one of which a tokenizer leaves beside weights
 BYTES = {written: chr(byte) for byte, written in WRITTEN.items()}  # GPT-2's character of a byte -> Latin-1's
-# sha256 of GPT-2's tokens, each with a zero after it
-GPT2 = "17acb4c5fec3d9985fcfd5304a801856bca70260c9b8a98596d79704d2a4158f"
+GPT2 = "17acb4c5fec3d9985fcfd5304a801856bca70260c9b8a98596d79704d2a4158f"  # the digest of its tokens
 
 
 def read(folder: Path) -> Tokenizer | None:
-    """The tokenizer of `folder`/tokenizer.json. None when there is none, or when it is not one of gptlab's."""
+    """The tokenizer of `folder`, in its fast or its slow form. None when it has none, or none of gptlab's."""
     try:
-        told = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        model = told["model"]
-        written = sorted(model["vocab"], key=model["vocab"].__getitem__)
-        if sorted(model["vocab"].values()) != list(range(len(written))):
-            return None
-        return _merging(told, written) if model.get("merges") else _simple(told, written)
+        if not (folder / FAST).exists():
+            return _gpt2(_in_order(json.loads((folder / SLOW).read_text(encoding="utf-8"))))
+        told = json.loads((folder / FAST).read_text(encoding="utf-8"))
+        written = _in_order(told["model"]["vocab"])
+        return _merging(told, written) if told["model"].get("merges") else _simple(told, written)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
+
+
+def digest(learned: list[str]) -> str:
+    """sha256 of tokens in Latin-1, each with a zero after it."""
+    return hashlib.sha256("\0".join([*learned, ""]).encode("latin-1")).hexdigest()
+
+
+def _in_order(vocabulary: dict[str, int]) -> list[str]:
+    """The tokens by their ids. ValueError where ids are left out, or are of two tokens."""
+    if sorted(vocabulary.values()) != list(range(len(vocabulary))):
+        raise ValueError("the ids are not 0, 1, 2, ...")
+    return sorted(vocabulary, key=vocabulary.__getitem__)
+
+
+def _gpt2(written: list[str]) -> Tokenizer | None:
+    """GPT-2's, known by its tokens: in the slow form the order of merges, which is theirs, is in a file of its own."""
+    found = GPT2Tokenizer()
+    found.learned = ["".join(BYTES[character] for character in token) for token in written[:-1]]
+    return found if written[-1] == END_OF_TEXT and digest(found.learned) == GPT2 else None
 
 
 def _simple(told: dict[str, Any], written: list[str]) -> Tokenizer | None:
@@ -53,7 +72,6 @@ def _merging(told: dict[str, Any], written: list[str]) -> Tokenizer | None:
     if not (plain and ordered) or told["normalizer"] or len(told["added_tokens"]) > 1:
         return None
     learned = ["".join(BYTES[character] for character in token) for token in written]
-    digest = hashlib.sha256("\0".join([*learned, ""]).encode("latin-1")).hexdigest()
-    tokenizer = GPT2Tokenizer() if digest == GPT2 else BPETokenizer(vocab_size=len(learned) + 1)
+    tokenizer = GPT2Tokenizer() if digest(learned) == GPT2 else BPETokenizer(vocab_size=len(learned) + 1)
     tokenizer.learned = learned
     return tokenizer
