@@ -17,7 +17,9 @@ def dispatch(argv: list[str]) -> None:
     elif argv[0] == "completion":
         print(completion.script(argv[1] if len(argv) > 1 else "bash"), end="")
     elif argv[0] == "complete":
-        print("\n".join(completion.candidates(argv[1] if len(argv) > 1 else "")))
+        from gptlab.studies.settings import StudyConfig
+
+        print("\n".join(completion.candidates(argv[1] if len(argv) > 1 else "", StudyConfig)))
     elif argv[0] in help.VERBS:
         importlib.import_module(f"gptlab.{argv[0]}").main(argv[1:])
     else:

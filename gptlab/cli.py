@@ -1,6 +1,6 @@
 """The command line of a training: Hydra composes the config from conf/ and the registry, and errors become one line.
 
-The only file of the library that knows Hydra.
+It and launching.py are the only files that know Hydra.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gptlab import conf_dir, explain, plugins, registry, rundirs
-from gptlab.config import LAYER_SLOTS, RunConfig, from_dict
+from gptlab.config import LAYER_SLOTS, RunConfig, from_dict, to_dict
 from gptlab.errors import ConfigError, Interrupted
 
 failures: list[tuple[str, Exception]] = []  # (directory, error) of the points of this process
@@ -93,7 +93,7 @@ def _remove_empty(folder: Path) -> None:
 
 
 def _train(composed: DictConfig) -> None:
-    from gptlab import pretrained, run
+    from gptlab import run
 
     settings = HydraConfig.get()
     tree = _plain(composed)
@@ -104,12 +104,47 @@ def _train(composed: DictConfig) -> None:
         if settings.mode is RunMode.MULTIRUN:
             tree["run_dir"] = settings.runtime.output_dir
         tree["plugins"] = plugins.load(tree["plugins"])
-        if tree.get("init"):
-            experiment = _experiment(settings.runtime.choices.get("experiment"), sys.argv)
-            tree = pretrained.adopt(tree, {*_changes(overrides), *_keys(experiment)})
-        status, _ = run.start(from_dict(tree), {"overrides": overrides})
+        experiment = _experiment(settings.runtime.choices.get("experiment"), sys.argv)
+        status, _ = run.start(from_dict(_adopted(tree, overrides, experiment)), {"overrides": overrides})
     if status == "interrupted":
         raise Interrupted
+
+
+def compose(overrides: Sequence[str]) -> dict[str, Any]:
+    """The whole config of the training that these overrides describe, as plain data. ConfigError in one line."""
+    from gptlab import rundir
+
+    words = [_alias(word) for word in overrides]
+    explain.refuse_odd(words)
+    try:
+        parsed = OverridesParser.create().parse_overrides(words)
+        _refuse_many(parsed)
+        register_schemas(_plugins_of(words, parsed))
+        with hydra.initialize_config_dir(str(conf_dir.find()), version_base="1.3"):
+            tree = _plain(hydra.compose("train", [*words, *_held_variants(words, parsed)]))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain.in_a_line(error, words) from error
+    tree["plugins"] = plugins.load(tree["plugins"])
+    chosen = {o.key_or_group: o.value() for o in parsed}.get("experiment")
+    return to_dict(rundir.whole(from_dict(_adopted(tree, words, _experiment(chosen, [])))))
+
+
+def _refuse_many(overrides: Sequence[Override]) -> None:
+    """ConfigError for what is not one new training: values to sweep over, and a run to go on with."""
+    for override in overrides:
+        if override.is_sweep_override():
+            raise ConfigError(f"One training has one value per setting, but {override.input_line!r} gives several.")
+        if override.key_or_group == "resume":
+            raise ConfigError(f"{override.input_line!r} goes on with a run, where a new one is to begin: leave it out.")
+
+
+def _adopted(tree: dict[str, Any], overrides: Sequence[str], experiment: Mapping[str, Any]) -> dict[str, Any]:
+    """The config in which `init`, where there is one, brings model and tokenizer, but for what was named."""
+    from gptlab import pretrained
+
+    if not tree.get("init"):
+        return tree
+    return pretrained.adopt(tree, {*_changes(overrides), *_keys(experiment)})
 
 
 def register_schemas(plugin_names: Sequence[str]) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from pathlib import Path
+from typing import Literal
 
 from gptlab import catalogue
 from gptlab.errors import ConfigError, did_you_mean
 from gptlab.help import SETTINGS, VERBS, presets
 from gptlab.registry import SLOTS
-from gptlab.rundirs import recent
+from gptlab.rundirs import ROOT, recent
 
 SCRIPTS = {
     "bash": """_gptlab() {
@@ -31,6 +33,8 @@ compdef _gptlab gptlab
 """,
 }
 
+LAUNCHERS = ("processes", "basic", "submitit_local", "submitit_slurm", "ray", "joblib")
+
 
 def script(shell: str) -> str:
     """The completion script of a shell. ConfigError for a shell there is none for."""
@@ -39,15 +43,22 @@ def script(shell: str) -> str:
     return SCRIPTS[shell]
 
 
-def candidates(line: str) -> list[str]:
-    """What may stand in place of the last word of `line`, a command line up to the cursor."""
+def candidates(line: str, study: type | None = None) -> list[str]:
+    """What may stand in place of the last word of `line`, a command line up to the cursor.
+
+    `study` is the dataclass of a study's settings, which stands above this file.
+    """
     words = line.split()
     word = "" if line[-1:].isspace() or not words else words[-1]
     before = words[1:] if word == "" else words[1:-1]
     if not before:
         found = list(VERBS)
-    elif before[0] == "train":
+    elif before[0] in ("train", "tune"):
         found = _train(word, before[1:])
+    elif before[0] == "study":
+        found = [*_study(word, study), *_train(word, before[1:])]
+    elif before[0] == "compare":
+        found = [*_studies(), *recent()]
     elif before[0] in ("sample", "evaluate", "export"):
         found = ["latest", *recent()]
     elif before[0] == "completion":
@@ -75,6 +86,31 @@ def _train(word: str, before: list[str]) -> list[str]:
         for option in e.options
     ]
     return [*groups, *settings, *dict.fromkeys(options)]
+
+
+def _study(word: str, settings: type | None) -> list[str]:
+    """What a study takes besides what a training does."""
+    key, assigned, _ = word.partition("=")
+    hints = typing.get_type_hints(settings) if settings else {}
+    if not assigned:
+        return [
+            *(f"{name}=" for name in hints if name not in ("arms", "base")),
+            "hydra/launcher=",
+            "hydra.launcher.jobs=",
+        ]
+    values = {
+        "study": [name for name, _ in presets("study")],
+        "dir": _studies(),
+        "hydra/launcher": list(LAUNCHERS),
+        **{name: list(typing.get_args(hint)) for name, hint in hints.items() if typing.get_origin(hint) is Literal},
+    }
+    return [f"{key}={value}" for value in values.get(key, [])]
+
+
+def _studies() -> list[str]:
+    """The studies under runs/, those declared last first."""
+    plans = {path.parent: path.stat().st_mtime_ns for path in ROOT.rglob("plan.json")}
+    return [str(study) for study in sorted(plans, key=lambda study: -plans[study])]
 
 
 def _values(key: str, entries: list[catalogue.Entry]) -> list[str]:

@@ -94,6 +94,7 @@ class TrainerConfig:
     precision: str = "auto"  # auto, fp32, bf16, fp16
     compile: str = "auto"  # auto, true, false
     on_nonfinite: str = "stop"  # stop, skip: what a loss that is NaN or infinite does
+    eval_part: str = "all"  # all, first, second: the half of the validation split that is evaluated on
     patience: int = 0  # evaluations without a better validation loss after which training stops; 0 = never
 
     def __post_init__(self) -> None:
@@ -105,6 +106,7 @@ class TrainerConfig:
         require_choice("trainer.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         require_choice("trainer.compile", self.compile, ("auto", "true", "false"))
         require_choice("trainer.on_nonfinite", self.on_nonfinite, ("stop", "skip"))
+        require_choice("trainer.eval_part", self.eval_part, ("all", "first", "second"))
         require(
             not self.patience or self.eval_every > 0,
             f"trainer.patience={self.patience} counts evaluations, but trainer.eval_every is 0: set it too.",

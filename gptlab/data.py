@@ -108,6 +108,11 @@ def prepare(
     with the next document, or within the last document at the next character. (A `Scattered` text has it everywhere.)
     What was killed is gone on with, and the files do not depend on it, nor on the number of cores.
     """
+    if not isinstance(source, TextSource):
+        raise ConfigError(
+            f"data={getattr(source, 'name', source)} is a task, made as it is trained on: how it was answered is in "
+            "the run's summary.json, and `gptlab sample RUN --prompt` asks more. Only a text is prepared."
+        )
     key = _key(source, tokenizer)
     home = (cache_dir or usual_cache_dir()) / "tokens"
     directory = home / key
@@ -317,6 +322,12 @@ def sample_batch(
     starts = (words % np.uint64(len(tokens) - block_size)).astype(np.int64)[rows]
     both = torch.from_numpy(tokens[starts[:, None] + np.arange(block_size + 1)].astype(np.int64))
     return both[:, :-1].contiguous(), both[:, 1:].contiguous()
+
+
+def part_of(tokens: Tokens, part: str) -> Tokens:
+    """All of a split, or its first or second half; between them the halves have every target of the whole once."""
+    middle = (len(tokens) + 1) // 2
+    return {"all": tokens, "first": tokens[:middle], "second": tokens[middle - 1 :]}[part]
 
 
 def windows(tokens: Tokens, *, block_size: int, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -28,6 +28,10 @@ class TrainingError(RuntimeError):
     """A training that cannot go on (loss not finite, out of memory): exit code 1, the run stays on disk."""
 
 
+class Pruned(Exception):
+    """A run that whoever watches it ends before its time: no failure, status "pruned"."""
+
+
 class Interrupted(BaseException):
     """The user stopped a command, which has saved what it had: exit code 130."""
 

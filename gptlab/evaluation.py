@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from jaxtyping import Int
+from torch import Tensor
 
-from gptlab.data import windows
+from gptlab.data import IGNORE, windows
 from gptlab.model import GPT
 
 
@@ -34,6 +38,42 @@ def evaluate(
             total += model.loss(x.to(device), y.to(device))[0].to(total)
     model.train(training)
     return total.item() / (len(tokens) - 1)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How questions were answered: by the likeliest symbol at each place that is asked for, given what came before."""
+
+    loss: float  # nats per place
+    accuracy: float  # share of the places that are right
+    solved: float  # share of the questions whose places are all right: those that decoding greedily would solve
+    guesses: Int[Tensor, "B T"]
+
+
+@torch.no_grad()
+def answer(
+    model: GPT,
+    inputs: Int[Tensor, "B T"],
+    targets: Int[Tensor, "B T"],
+    *,
+    batch_size: int,
+    autocast: AbstractContextManager[Any] | None = None,
+) -> Answers:
+    """Answer questions, asked for where `targets` is not -100. The model comes back in the mode that it came in."""
+    device, training = next(model.parameters()).device, model.training
+    model.eval()
+    losses, guesses = [], []
+    with autocast or nullcontext():
+        for x, y in zip(inputs.split(batch_size), targets.split(batch_size), strict=True):
+            logits = model(x.to(device)).float()
+            losses.append(F.cross_entropy(logits.flatten(0, 1), y.to(device).flatten(), reduction="sum").cpu())
+            guesses.append(logits.argmax(-1).cpu())
+    model.train(training)
+    guessed, asked = torch.cat(guesses), targets != IGNORE
+    right, n_asked = (guessed == targets), int(asked.sum())
+    solved = (right | ~asked).all(dim=1).double().mean().item()
+    loss = torch.stack(losses).double().sum().item() / n_asked
+    return Answers(loss, int(right.sum()) / n_asked, solved, guessed)
 
 
 def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gptlab import catalogue
+from gptlab import catalogue, conf_dir
 from gptlab import presets as kept
 from gptlab.cards import default_of, kind_of
 from gptlab.config import LoraConfig, ModelConfig, RunConfig, TrainerConfig
@@ -27,6 +27,9 @@ VERBS = {
     "sample": "let the model of a run write",
     "evaluate": "loss, perplexity and bits per byte of a run on a split or a text",
     "export": "write a run as a directory that transformers opens",
+    "study": "arms and seeds, run and judged: is it better?",
+    "compare": "runs side by side: effects, intervals, verdicts, a page",
+    "tune": "search for hyper-parameters",
     "list": "what there is to choose from, and the card of a variant",
     "check": "hold variants, your own included, to the laws",
     "completion": "print the completion script of a shell: bash, zsh or fish",
@@ -39,6 +42,29 @@ EXAMPLES = (
     "gptlab train plugins=[./mixer.py] model/attention=mixer",
     "gptlab train resume=latest",
 )
+STUDY_EXAMPLES = (
+    "gptlab study model/mlp=gelu,relu2,swiglu seeds=5 match=params",
+    "gptlab study study=mlps data.path=input.txt hydra.launcher.jobs=2",
+    "gptlab study optimizer=adamw,muon tune=lr experiment=shakespeare_char_cpu",
+    "gptlab study dir=runs/mlps/2026-01-31_study seeds=8",
+)
+STUDY_WORDS = {
+    "KEY=A,B,...": "an arm for each value; several such words: one for each combination",
+    "KEY=VALUE": "an override of all runs, as gptlab train takes it (gptlab train --help)",
+    "hydra/launcher=NAME": "where points run: processes (here, side by side), basic (one by one), submitit_slurm, ray",
+    "hydra.launcher.jobs=N": "points at a time, for processes",
+}
+TUNE_EXAMPLES = (
+    "gptlab tune optimizer.lr=log:1e-4..1e-2 model/mlp=gelu,swiglu trials=50",
+    "gptlab tune optimizer.lr=1e-4,1e-3,1e-2 schedule.warmup=0,100 sampler=grid",
+    "gptlab tune dir=runs/tune/2026-01-31_tune",
+)
+TUNE_WORDS = {
+    "KEY=LOW..HIGH": "any number between; a whole one where the setting is of whole numbers",
+    "KEY=log:LOW..HIGH": "evenly over its magnitudes",
+    "KEY=A,B,...": "one of these",
+    "KEY=VALUE": "an override of all trials, as gptlab train takes it (gptlab train --help)",
+}
 SETTINGS = {"": RunConfig, "model.": ModelConfig, "trainer.": TrainerConfig, "lora.": LoraConfig}
 FLAGS = {
     "-m": "train every combination of comma-separated values",
@@ -91,6 +117,41 @@ def show_train(words: list[str]) -> None:
     console.print("Options with their meaning: name a variant beside --help, as in gptlab train position=rope --help\n")
     console.print("[bold]examples[/]")
     for example in EXAMPLES:
+        console.print(f"  {escape(example)}")
+
+
+def show_study(words: list[str], settings: type) -> None:
+    """The words of a study and its presets, or the file of the preset that `words` choose. ConfigError for none."""
+    name = dict(word.partition("=")[::2] for word in words).get("study")
+    known = {preset.name: preset for preset in kept.of("study")}
+    console = Console(highlight=False)
+    console.print("Which is better? gptlab study [KEY=A,B ...] [SETTING=VALUE ...]: runs, a verdict, a page\n")
+    if name and name not in known:
+        raise ConfigError(f"There is no study named {name!r}. {did_you_mean(name, known)}")
+    if name:
+        console.print(escape((conf_dir.find() / "study" / f"{name}.yaml").read_text(encoding="utf-8")))
+        return
+    console.print("[bold]words[/]")
+    console.print(_table(STUDY_WORDS.items()))
+    console.print("[bold]study=[/]  a whole study, with its question")
+    console.print(_table(presets("study")))
+    console.print("[bold]settings[/]")
+    console.print(_table(_settings("", settings)))
+    console.print("[bold]examples[/]")
+    for example in STUDY_EXAMPLES:
+        console.print(f"  {escape(example)}")
+
+
+def show_tune(settings: type) -> None:
+    """The words of a search and its settings."""
+    console = Console(highlight=False)
+    console.print("Which values are good? gptlab tune [KEY=LOW..HIGH ...] [SETTING=VALUE ...]: trials, ranked\n")
+    console.print("[bold]words[/]")
+    console.print(_table(TUNE_WORDS.items()))
+    console.print("[bold]settings[/]")
+    console.print(_table(_settings("", settings)))
+    console.print("[bold]examples[/]")
+    for example in TUNE_EXAMPLES:
         console.print(f"  {escape(example)}")
 
 

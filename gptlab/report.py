@@ -92,14 +92,14 @@ def _draw_ruler(axes: Axes, ruler: Mapping[int, float]) -> None:
     bottom, top = axes.get_ylim()
     orders = sorted(ruler, key=lambda order: ruler[order])
     heights = [(ruler[order] - bottom) / (top - bottom) for order in orders]
-    for order, height, beside in zip(orders, heights, _spread(heights), strict=True):
+    for order, height, beside in zip(orders, heights, spread(heights), strict=True):
         axes.axhline(ruler[order], color=RULER, linewidth=0.7, linestyle=(0, (4, 3)), zorder=1)
         axes.plot([1, 1.02], [height, beside], color=RULER, linewidth=0.5, transform=axes.transAxes, clip_on=False)
         label = f"{order}-gram {ruler[order]:.2f}"
         axes.text(1.025, beside, label, transform=axes.transAxes, va="center", fontsize=8, color=RULER)
 
 
-def _spread(heights: Sequence[float]) -> list[float]:
+def spread(heights: Sequence[float]) -> list[float]:
     """Rising heights moved as little as possible (least squares) so that neighbours are GAP or more apart."""
     blocks: list[tuple[float, int]] = []  # mean offset and size of labels that touch: isotonic regression
     for index, height in enumerate(heights):

@@ -4,52 +4,57 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import math
-from collections.abc import Mapping
+import statistics
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gptlab import checkpoint, data, lora, ngram, pretrained, registry, report, rundir, rundirs, tokenizer
+from gptlab import checkpoint, lora, material, pretrained, registry, report, rundir, rundirs, tokenizer
 from gptlab.compiling import maybe_compile
 from gptlab.config import RunConfig, require, to_dict
 from gptlab.cost import flops_per_token
-from gptlab.data import Dataset
+from gptlab.dashboards import WandbLog, open_wandb
 from gptlab.display import Display, make_display
-from gptlab.errors import DataError, GptlabError, TrainingError
-from gptlab.evaluation import bits_per_byte, evaluate
+from gptlab.errors import DataError, GptlabError, Pruned, TrainingError
 from gptlab.hardware import autocast, choose_device, choose_precision, describe, peak_flops, versions
+from gptlab.material import Material
 from gptlab.model import GPT
-from gptlab.ngram import Ruler
 from gptlab.optimizer import parameter_groups
 from gptlab.remarks import remarks
-from gptlab.runlog import RunLog, WandbLog, open_wandb, rewind, write_summary
-from gptlab.sampling import Draw, check_length, generate, prompt_ids
+from gptlab.runlog import RunLog, rewind, write_summary
 from gptlab.stopping import stop_requests
-from gptlab.tokenizer import Tokenizer
 from gptlab.trainer import Actions, Batch, Status, TrainState, train
 
 OUT_OF_MEMORY = (
     "Out of memory: lower trainer.batch_size (and raise trainer.accumulate by as much to keep the batch), "
     "model.block_size, model.n_embd or model.n_layer."
 )
+Watch = Callable[[Mapping[str, Any]], None]  # is shown each row that holds val/loss, and may raise Pruned
 
 
-def start(config: RunConfig, command: Mapping[str, Any]) -> tuple[Status, Path]:
+def start(
+    config: RunConfig, command: Mapping[str, Any], display: Display | None = None, watch: Watch | None = None
+) -> tuple[Status, Path]:
     """Train a new run. Everything that can be wrong is found before its directory exists."""
-    display = make_display()
+    display = display or make_display()
     config = rundir.whole(config)
     run_dir = rundirs.fresh(config.run_dir, config.name)
     check(config)
     plan = config.trainer  # a run goes on in the precision that it began in, wherever that is
     plan.precision = choose_precision(plan.precision, choose_device(plan.device))
-    dataset = prepare(config, pretrained.tokenizer_of(config), display)
-    state = make_state(config, dataset, display)
-    run = Run(config, run_dir, dataset, measure(dataset, display), state, display)
-    run.check_sample()
-    rundir.write(run_dir, config, dataset.tokenizer, command)
+    words = command.get("overrides", ())
+    source = material.prepare(config, pretrained.tokenizer_of(config), display.note, words)
+    state = make_state(config, source, display)
+    run = Run(config, run_dir, source, state, display, command, initial(state.model), watch)
+    source.check_sample(state.model)
+    rundir.write(run_dir, config, source.tokenizer, command)
     return run.train(), run_dir
 
 
@@ -61,11 +66,13 @@ def go_on(wanted: str, changes: Mapping[str, Any]) -> tuple[Status, Path]:
     display = make_display()
     own = config.init and (run_dir / rundirs.TOKENIZER).is_file()  # what the weights brought may be gone by now
     text = tokenizer.load(run_dir / rundirs.TOKENIZER) if own else pretrained.tokenizer_of(config)
-    dataset = prepare(config, text, display)
+    source = material.prepare(config, text, display.note)
     saved = checkpoint.newest(run_dir) is not None
-    state = make_state(config, dataset, display, fresh=not saved)
+    state = make_state(config, source, display, fresh=not saved)
+    drawn = initial(state.model)
     if saved:
-        restore(state, run_dir, dataset, display)
+        drawn = _read(run_dir / rundir.SUMMARY).get("signature", {}).get("init", {})
+        restore(state, run_dir, source, display)
     require(
         state.step < state.config.steps,
         f"{run_dir} is done: it has trained all {state.config.steps} steps. To go on, raise trainer.steps.",
@@ -74,8 +81,9 @@ def go_on(wanted: str, changes: Mapping[str, Any]) -> tuple[Status, Path]:
         not state.stopped_early,
         f"{run_dir} stopped early, {state.waited} evaluations after its best. To go on, raise trainer.patience.",
     )
-    run = Run(config, run_dir, dataset, measure(dataset, display), state, display)
-    run.check_sample()
+    command = _read(run_dir / rundir.COMMAND)
+    run = Run(config, run_dir, source, state, display, command, drawn)
+    source.check_sample(state.model)
     rundir.write_config(run_dir, config)  # with what was changed, so that the next one to go on finds it
     rewind(run_dir, state.step)
     display.note(f"Going on with {run_dir} after step {state.step:,}.")
@@ -96,30 +104,7 @@ def check(config: RunConfig) -> None:
     registry.build("schedule", config.schedule, config.trainer.steps)
 
 
-def prepare(config: RunConfig, text: Tokenizer, display: Display) -> Dataset:
-    """The text as tokens, with a vocabulary and lengths that the model can take."""
-    source = registry.build("data", config.data)
-    dataset = data.prepare(source, text, report=display.note)
-    dataset.require(config.model.block_size)
-    vocabulary = dataset.vocab_size
-    config.model.vocab_size = config.model.vocab_size or vocabulary
-    if config.model.document_mask and config.model.separator is None:
-        config.model.separator = _separator(dataset, source.by_line)
-    require(
-        config.model.vocab_size >= vocabulary,
-        f"model.vocab_size must cover the tokenizer's {vocabulary} ids, but is {config.model.vocab_size}: leave it.",
-    )
-    return dataset
-
-
-def measure(dataset: Dataset, display: Display) -> Ruler:
-    """The n-gram ruler of the text: counted once, then found beside its tokens."""
-    if not ngram.is_kept(dataset):
-        display.note("Counting n-grams for the ruler, once for this text.")
-    return ngram.ruler(dataset)
-
-
-def make_state(config: RunConfig, dataset: Dataset, display: Display, *, fresh: bool = True) -> TrainState:
+def make_state(config: RunConfig, source: Material, display: Display, *, fresh: bool = True) -> TrainState:
     """A model with its initial values (drawn ones, or where it is `fresh` those of `init`), and what trains it."""
     plan = config.trainer
     device = choose_device(plan.device)
@@ -143,14 +128,21 @@ def make_state(config: RunConfig, dataset: Dataset, display: Display, *, fresh: 
         device=device,
         precision=choose_precision(plan.precision, device),
         loss=maybe_compile(model.loss, plan.compile, device, display.note),
+        length=source.length,
     )
 
 
-def restore(state: TrainState, run_dir: Path, dataset: Dataset, display: Display) -> None:
+def initial(model: GPT) -> dict[str, str]:
+    """What each parameter begins with, as 8 digits of a hash: runs that share a tensor have the same there."""
+    found = ((name, tensor.detach().cpu().contiguous()) for name, tensor in model.named_parameters())
+    return {name: hashlib.sha256(x.view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()[:8] for name, x in found}
+
+
+def restore(state: TrainState, run_dir: Path, source: Material, display: Display) -> None:
     """Take parameters, optimizer state and counters of the newest good checkpoint, bit for bit."""
     saved = checkpoint.load(run_dir, note=display.note, device=state.device)
     held = saved.meta["data"]
-    if held != dataset.fingerprint:
+    if held != source.fingerprint:
         raise DataError(
             f"{run_dir} was trained on another text than the one its config finds now: bring that text back."
         )
@@ -171,18 +163,21 @@ class Run:
 
     config: RunConfig
     run_dir: Path
-    dataset: Dataset
-    ruler: Ruler
+    material: Material
     state: TrainState
     display: Display
+    command: Mapping[str, Any]  # what command.json holds
+    drawn: Mapping[str, str]  # of `initial`
+    watch: Watch | None = None
     log: RunLog = field(init=False)
     train_loss: float | None = None  # newest
     flops: float | None = None  # per token
+    measured: dict[str, float] = field(default_factory=dict)  # at the newest evaluation
 
     def train(self) -> Status:
         """Train to the end, to a stop, or to a failure; whichever it is, summary.json tells."""
         self.flops = self._count_flops()
-        self.display.start(self.config.trainer.steps, self._title(), ruler=self.levels)
+        self.display.start(self.config.trainer.steps, self._title(), ruler=self.material.levels)
         self.log = RunLog(self.run_dir, display=self.display)
         write_summary(self.run_dir, self.summary("running"))
         try:
@@ -190,6 +185,8 @@ class Run:
                 self.log.wandb = self._open_wandb()
                 actions = Actions(self._log, self._evaluate, self._sample, self._save, stopping, self._save_best)
                 status = train(self.state, self._batch, actions, self._mfu)
+        except Pruned:
+            status = "pruned"
         except BaseException as error:
             self._close("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", str(error))
             raise _explained(error) from error
@@ -203,21 +200,15 @@ class Run:
 
     def _open_wandb(self) -> WandbLog | None:
         about = {**to_dict(self.config), "variants": rundir.variants(self.config)}
-        names = {"name": self.run_dir.name, "project": self.config.name}
-        return open_wandb(self.config.logger, self.run_dir, **names, config=about, note=self.display.note)
+        study, names = self.command.get("study"), {"name": self.run_dir.name, "project": self.config.name}
+        return open_wandb(self.config.logger, self.run_dir, **names, config=about, note=self.display.note, study=study)
 
     def _close(self, status: str, error: str | None = None) -> None:
         self.log.close({**self.summary(status, error), "curve": self._draw() if self.state.step else None})
 
-    @property
-    def levels(self) -> dict[int, float]:
-        """The ruler on the validation split: order -> nats per token."""
-        return dict(enumerate(self.ruler.val, start=1))
-
     def summary(self, status: str, error: str | None = None) -> dict[str, Any]:
         """What summary.json holds."""
         state = self.state
-        fit = self.dataset.bytes_per_token("val")
         known = math.isfinite(state.last)
         return {
             "status": status,
@@ -229,58 +220,44 @@ class Run:
             "best_val_loss": state.best if known else None,
             "best_step": state.best_step if known else None,
             "stopped_early": state.stopped_early,
-            "val_bpb": bits_per_byte(state.last, fit) if known else None,
-            "ruler": self.levels,
-            "counted_bigram": {"train": self.ruler.train_bigram, "val": self.ruler.val_bigram},
+            **self.material.summary(state.last if known else None, self.measured),
             "parameters": state.model.n_parameters(),
             "trained_parameters": _learning(state.model),
             "flops_per_token": self.flops,
             "peak_flops": peak_flops(state.device),
             "tokens": state.step * state.tokens_per_step,
             "seconds": state.seconds,
+            "seconds_per_step": statistics.median(state.paces) if state.paces else None,
+            "peak_memory": state.peak_memory(),
             "skipped_steps": state.n_bad,
             "precision": state.precision,
             "variants": rundir.variants(self.config),
             "hardware": describe(state.device),
             "versions": versions(),
-            "data": self.dataset.fingerprint,
+            "data": self.material.fingerprint,
+            "signature": {"init": self.drawn, "data": self.material.signature},
             "run_dir": str(self.run_dir),
         }
 
-    def check_sample(self) -> None:
-        """What no sample can be drawn with is an error before the first step, not at the first sample."""
-        Draw(temperature=self.config.trainer.sample_temperature)
-        check_length(self.state.model, len(prompt_ids(self.dataset.tokenizer, self.config.trainer.sample_prompt)), 1)
-
     def _batch(self, step: int) -> Batch:
-        plan = self.config.trainer
-        n = plan.batch_size * plan.accumulate
-        block_size = self.config.model.block_size
-        return data.sample_batch(self.dataset.train, seed=self.config.seed, step=step, n=n, block_size=block_size)
+        return self.material.batch(step)
 
     def _log(self, row: Mapping[str, Any]) -> None:
         self.train_loss = row.get("train/loss", self.train_loss)
+        row = {**row, "flops": row["tokens"] * self.flops} if self.flops else row
         self.log.metrics(row)
+        if self.watch and "val/loss" in row:
+            self.watch(row)
 
     def _evaluate(self) -> dict[str, float]:
-        loss = evaluate(
-            self.state.model,
-            self.dataset.val,
-            batch_size=self.config.trainer.batch_size,
-            autocast=autocast(self.state.device, self.state.precision),
-        )
-        return {"val/loss": loss, "val/bpb": bits_per_byte(loss, self.dataset.bytes_per_token("val"))}
+        self.measured = self.material.evaluate(self.state.model, self._reduced())
+        return self.measured
 
     def _sample(self) -> None:
-        plan, model = self.config.trainer, self.state.model
-        prompt = prompt_ids(self.dataset.tokenizer, plan.sample_prompt)
-        room = plan.sample_tokens if model.position.limit is None else model.position.limit + 1 - len(prompt)
-        draw = Draw(temperature=plan.sample_temperature)
-        seed, n_tokens = self.config.seed + self.state.step, min(plan.sample_tokens, room)
-        with autocast(self.state.device, self.state.precision):
-            drawn = [token for (token,) in generate(model, prompt, n_tokens, draw=draw, seeds=[seed])]
-        known = [token for token in drawn if token < self.dataset.vocab_size]  # the ids of padding are no text
-        self.log.sample(self.state.step, self.config.trainer.sample_prompt + self.dataset.tokenizer.decode(known))
+        self.log.sample(self.state.step, self.material.sample(self.state.model, self.state.step, self._reduced()))
+
+    def _reduced(self) -> AbstractContextManager[Any]:
+        return autocast(self.state.device, self.state.precision)
 
     def _save(self) -> None:
         state = self.state
@@ -295,13 +272,13 @@ class Run:
             "best_step": state.best_step,
             "waited": state.waited,
             "last": state.last if math.isfinite(state.last) else None,
-            "data": self.dataset.fingerprint,
+            "data": self.material.fingerprint,
         }
         groups = {"model": state.model.tensors(), "optimizer": tensors}
         checkpoint.save(self.run_dir, state.step, groups, meta, keep=self.config.trainer.keep)
 
     def _save_best(self) -> None:
-        meta = {"val_loss": self.state.best, "data": self.dataset.fingerprint}
+        meta = {"val_loss": self.state.best, "data": self.material.fingerprint}
         groups = {"model": self.state.model.tensors()}
         checkpoint.save(self.run_dir / rundir.BEST, self.state.step, groups, meta, keep=1)
 
@@ -313,7 +290,7 @@ class Run:
         if self.config.lora.rank:  # a frozen matrix has no gradient, which the count of a whole model would hold
             return None
         try:
-            return flops_per_token(self.config.model)
+            return flops_per_token(dataclasses.replace(self.config.model, block_size=self.material.length))
         except Exception as error:  # a part from outside may not run without storage; its training is not at stake
             self.display.note(
                 f"FLOPs could not be counted ({type(error).__name__}: {str(error).partition(chr(10))[0]})."
@@ -325,39 +302,33 @@ class Run:
         model = self.config.model
         parts = " ".join(chosen[slot] for slot in ("attention", "position", "norm", "mlp", "block"))
         sizes = f"{model.n_layer} layers, {model.n_head} heads, {model.n_embd} wide, context {model.block_size}"
+        source, n_ids = self.material.title, self.material.tokenizer.vocab_size
         learning = "" if not self.config.lora.rank else f", {_learning(self.state.model):,} of them learn"
-        splits = f"{len(self.dataset.train):,} train and {len(self.dataset.val):,} validation tokens"
         return [
             f"model   {parts}: {sizes}, {self.state.model.n_parameters():,} parameters{learning}",
-            f"data    {chosen['data']} as {chosen['tokenizer']} ({self.dataset.vocab_size} ids): {splits}",
+            f"data    {chosen['data']} as {chosen['tokenizer']} ({n_ids} ids): {source}",
             f"run     {self.run_dir} on {self.state.device}, {self.state.precision}",
             *remarks(self.state.model, self.state.device, self.state.precision, self.flops),
         ]
 
     def _draw(self) -> str | None:
         try:
-            return str(report.draw_curve(self.run_dir, ruler=self.levels))
+            return str(report.draw_curve(self.run_dir, ruler=self.material.levels))
         except Exception as error:  # a picture is worth less than the run
             self.display.note(f"The curve could not be drawn ({type(error).__name__}: {error}).")
             return None
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object that a run left; empty when it is gone."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
 def _learning(model: GPT) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def _separator(dataset: Dataset, by_line: bool) -> int:
-    """The id that ends a document. ConfigError when the tokenizer has none, or needs several for it."""
-    ids = dataset.tokenizer.separator_ids()
-    way_out = "choose tokenizer=bpe or gpt2, which have an end of text, or give model.separator=ID"
-    name = dataset.tokenizer.name
-    require(len(ids) == 1, f"model.document_mask needs one id, but tokenizer {name!r} has {len(ids)}: {way_out}.")
-    require(
-        by_line or dataset.tokenizer.end_of_text is not None,
-        f"model.document_mask needs an id that only ends documents, but tokenizer {name!r} ends them with a line "
-        f"break, as it does lines: {way_out}, or train on documents of one line (data.lines=true).",
-    )
-    return ids[0]
 
 
 def _explained(error: BaseException) -> BaseException:

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl and samples.jsonl always, the display and W&B beside them.
+"""Where a run's numbers go: metrics.jsonl and samples.jsonl always, the display and a dashboard beside them.
 
 One strict JSON object a line, numbers that are not finite as null. Nothing that fails in here ends a training.
 """
@@ -6,36 +6,38 @@ One strict JSON object a line, numbers that are not finite as null. Nothing that
 from __future__ import annotations
 
 import errno
-import html
 import json
 import math
-import netrc
 import os
-import secrets
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import Any, Protocol
 
 from gptlab.display import Display
-from gptlab.errors import ConfigError, DataError, did_you_mean
+from gptlab.errors import ConfigError, DataError
 from gptlab.files import write_atomically
 
-if TYPE_CHECKING:
-    import wandb
-
 Note = Callable[[str], None]
-LOGGERS = ("auto", "wandb", "none")
-INIT_SECONDS = 10  # how long W&B may keep a training waiting at its start
-FINISH_SECONDS = 60  # how long it may go on uploading at its end
+
+
+class Dashboard(Protocol):
+    """What shows a run elsewhere. It raises nothing."""
+
+    def update(self, row: Mapping[str, Any]) -> None:
+        """Show one row of metrics."""
+
+    def sample(self, step: int, text: str) -> None:
+        """Show a text of the model."""
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Show the summary; nothing comes after it."""
 
 
 class RunLog:
     """The one object a training reports to. Appends to what `run_dir` holds; ConfigError where it cannot be written."""
 
-    def __init__(self, run_dir: Path, *, display: Display, wandb: WandbLog | None = None) -> None:
+    def __init__(self, run_dir: Path, *, display: Display, wandb: Dashboard | None = None) -> None:
         self.run_dir = run_dir
         self._display, self._seen, self.wandb = display, True, wandb
         try:
@@ -67,7 +69,7 @@ class RunLog:
         self._show(self._display.note, text)
 
     def close(self, summary: Mapping[str, Any]) -> None:
-        """Write summary.json, finish the W&B run and the display."""
+        """Write summary.json, finish the dashboard and the display."""
         self._metrics.flush()
         self._samples.flush()
         try:
@@ -135,14 +137,15 @@ def _drop_torn_end(path: Path) -> None:
 
 def to_json(value: object) -> str:
     """`value` as JSON that strict parsers accept: NaN and infinity become null, keys become strings."""
-    return json.dumps(_strict(value), ensure_ascii=False, allow_nan=False)
+    return json.dumps(strict(value), ensure_ascii=False, allow_nan=False)
 
 
-def _strict(value: Any) -> Any:
+def strict(value: Any) -> Any:
+    """`value` in what JSON knows: mappings, lists, strings, finite numbers; null for the others."""
     if isinstance(value, Mapping):
-        return {str(key): _strict(inner) for key, inner in value.items()}
+        return {str(key): strict(inner) for key, inner in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_strict(inner) for inner in value]
+        return [strict(inner) for inner in value]
     if isinstance(value, Path):
         return str(value)
     if value is None or isinstance(value, bool | str):
@@ -155,7 +158,7 @@ def _strict(value: Any) -> Any:
 def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> Path:
     """Write `summary` to run_dir/summary.json, atomically. DataError when it cannot be."""
     path = run_dir / "summary.json"
-    text = json.dumps(_strict(summary), ensure_ascii=False, allow_nan=False, indent=2)
+    text = json.dumps(strict(summary), ensure_ascii=False, allow_nan=False, indent=2)
     write_atomically(path, (text + "\n").encode("utf-8", "replace"))
     return path
 
@@ -189,128 +192,3 @@ def rewind(run_dir: Path, step: int) -> None:
         if path.exists():
             kept = [row for row in read_rows(path) if row.get("step", 0) <= step]
             write_atomically(path, "".join(to_json(row) + "\n" for row in kept).encode("utf-8"))
-
-
-class WandbLog:
-    """A W&B run that cannot hurt: its first failure is said in one line, and it is not called again."""
-
-    def __init__(self, run: wandb.Run, run_dir: Path, note: Note) -> None:
-        self._run: wandb.Run | None = run
-        self._run_dir, self._note = run_dir, note
-        self._tokens = 0
-
-    def update(self, row: Mapping[str, Any]) -> None:
-        """Log one row of metrics; tokens are the x axis, so a resumed run lays its rows over the old ones."""
-        self._tokens = row.get("tokens", self._tokens)
-        self._guard(lambda run: run.log(dict(row)))
-
-    def sample(self, step: int, text: str) -> None:
-        """Log one text, to leaf through while the run goes on."""
-        import wandb
-
-        page = f"<pre style='white-space: pre-wrap'>{html.escape(text)}</pre>"
-        row = {"step": step, "tokens": self._tokens}
-        self._guard(lambda run: run.log({**row, "sample": wandb.Html(page, inject=False)}))
-
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Log the table of all samples (those before a resume too) and the summary; end the W&B run."""
-        self._guard(lambda run: self._finish(run, summary))
-        self._run = None
-
-    def _finish(self, run: wandb.Run, summary: Mapping[str, Any]) -> None:
-        import wandb
-
-        samples = self._run_dir / "samples.jsonl"
-        rows = [[row["step"], row["text"]] for row in read_rows(samples)] if samples.exists() else []
-        if rows:
-            run.log({"tokens": self._tokens, "samples": wandb.Table(columns=["step", "text"], data=rows)})
-        run.summary.update(_strict(summary))
-        run.finish(exit_code=0 if summary.get("status") == "done" else 1)
-
-    def _guard(self, action: Callable[[wandb.Run], None]) -> None:
-        if self._run is None:
-            return
-        try:
-            action(self._run)
-        except Exception as error:  # whatever W&B raises, the training is worth more
-            self._run = None
-            self._note(f"W&B is off from here on ({_first_line(error)}); metrics.jsonl goes on.")
-
-
-def open_wandb(
-    logger: str, run_dir: Path, *, name: str, project: str, config: Mapping[str, Any], note: Note
-) -> WandbLog | None:
-    """Start the W&B run of `run_dir`, or go on with it after a resume; None when there is none. Never prompts.
-
-    WANDB_MODE wins; an API key -> online, falling back after 10 s; otherwise offline. Raises ConfigError on `logger`.
-    """
-    if logger not in LOGGERS:
-        raise ConfigError(f"logger must be auto, wandb or none, but is {logger!r}. {did_you_mean(logger, LOGGERS)}")
-    loudly = "WARNING: logger=wandb was asked for, but " if logger == "wandb" else ""
-    if logger == "none" or os.environ.get("WANDB_MODE") == "disabled":
-        if loudly:
-            note(f"{loudly}WANDB_MODE=disabled wins: this run is not on W&B.")
-        return None
-    try:
-        run = _start(run_dir, note, {"name": name, "project": project, "config": dict(config)})
-    except Exception as error:  # a broken installation, a refused setting, a full disk
-        note(f"{loudly}W&B could not be started ({_first_line(error)}); metrics.jsonl has everything.")
-        return None
-    return WandbLog(run, run_dir, note) if run else None
-
-
-def _start(run_dir: Path, note: Note, about: dict[str, Any]) -> wandb.Run | None:
-    import wandb
-
-    settings = wandb.setup(wandb.Settings(silent=True)).settings  # first, or W&B greets before it is asked to be silent
-    if settings.mode == "disabled":  # `wandb disabled` in this directory
-        return None
-    why = f"WANDB_MODE={settings.mode}" if settings.mode in ("offline", "dryrun") else "no API key (wandb login)"
-    if why.startswith("no") and _has_key(settings):
-        try:
-            return _init(run_dir, settings.mode, about)
-        except Exception as error:  # no network, a wrong key, a server that is down
-            why = f"not reachable ({_first_line(error)})"
-            wandb.teardown()  # the failed start still holds the run's id
-            wandb.setup(wandb.Settings(silent=True))
-    run = _init(run_dir, "offline", about)
-    note(f"W&B offline: {why}. To upload: wandb sync {shlex.quote(str(run_dir / 'wandb'))}/offline-run-*")
-    return run
-
-
-def _init(run_dir: Path, mode: Any, about: dict[str, Any]) -> wandb.Run:
-    import wandb
-
-    settings = wandb.Settings(silent=True, console="off", init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS)
-    settings.mode = mode
-    about["project"] = wandb.setup().settings.project or about["project"]
-    run = wandb.init(dir=str(run_dir), id=_run_id(run_dir), resume="allow", settings=settings, **about)
-    # No step=: W&B drops rows whose step is not new, and after a resume from a checkpoint some are not.
-    run.define_metric("tokens")
-    run.define_metric("*", step_metric="tokens")
-    return run
-
-
-def _has_key(settings: wandb.Settings) -> bool:
-    """Whether W&B will find credentials where it looks, found out without asking anybody."""
-    if settings.api_key or settings.identity_token_file:
-        return True
-    path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
-    try:
-        hosts = netrc.netrc(path).hosts
-    except (OSError, netrc.NetrcParseError):
-        return False
-    return bool({urlsplit(settings.base_url).netloc, "api.wandb.ai"} & hosts.keys())
-
-
-def _run_id(run_dir: Path) -> str:
-    """One W&B run for the whole life of a run directory, however often it is resumed."""
-    path = run_dir / "wandb_id"
-    if not path.exists():
-        write_atomically(path, secrets.token_hex(8).encode())
-    return path.read_text().strip()
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from gptlab.seeds import seed_of
 
 Batch = tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]  # tokens, and the token after each (or -100)
 Meter = Callable[[float], Mapping[str, float]]  # tokens per second -> {"mfu": share of the peak}, or nothing
-Status = Literal["done", "interrupted"]
+Status = Literal["done", "interrupted", "pruned"]
 FP16_START = 2.0**16  # first loss scale: fp16 gradients are small
 FP16_LEAST = 2.0**-10  # a scale below this is not looking for the right one any more
 
@@ -42,12 +43,14 @@ class TrainState:
     device: torch.device
     precision: str
     loss: Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]  # model.loss, or it compiled
+    length: int = 0  # tokens fed in a sequence; 0: block_size
     step: int = 0
     seconds: float = 0.0  # of the run so far, pauses of a stopped run left out
     best: float = math.inf  # lowest validation loss
     best_step: int = 0  # where that was
     waited: int = 0  # evaluations since
     last: float = math.inf  # newest validation loss
+    paces: list[float] = field(default_factory=list)  # seconds per step, between one look of the host and the next
     n_bad: int = 0  # steps left out because they were not finite, as of the last log
     scaler: GradScaler = field(init=False)
     bad: Tensor = field(init=False)  # the same count on the device, read when a row is logged or a checkpoint saved
@@ -61,6 +64,8 @@ class TrainState:
         self.bad = torch.zeros((), dtype=torch.long, device=self.device)
         found = (getattr(module, "after_step", None) for module in self.model.modules())
         self.afterwards = [after_step for after_step in found if after_step]
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
 
     @property
     def stopped_early(self) -> bool:
@@ -72,10 +77,20 @@ class TrainState:
         """Whether there is nothing left to train."""
         return self.step >= self.config.steps or self.stopped_early
 
+    def peak_memory(self) -> int | None:
+        """Bytes held at most: on a GPU by this training's tensors, elsewhere by the process; None: not known."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        if sys.platform == "win32":
+            return None
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
     @property
     def tokens_per_step(self) -> int:
         """Tokens that one optimizer step learns from."""
-        return self.config.batch_size * self.config.accumulate * self.model.config.block_size
+        return self.config.batch_size * self.config.accumulate * (self.length or self.model.config.block_size)
 
 
 @dataclass(frozen=True)
@@ -242,9 +257,12 @@ class _Clock:
     def tokens_per_second(self) -> float | None:
         """The pace since the last call; None for the very first step, which warms up."""
         now, steps = time.perf_counter(), self.state.step - self.from_step
-        pace = steps * self.state.tokens_per_step / (now - self.since)
+        seconds = (now - self.since) / steps
         self.since, self.from_step = now, self.state.step
-        return pace if self.state.step > 1 else None
+        if self.state.step == 1:
+            return None
+        self.state.paces.append(seconds)
+        return self.state.tokens_per_step / seconds
 
     @contextmanager
     def pause(self) -> Iterator[None]:

@@ -18,8 +18,9 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
-from gptlab import ModelConfig, catalogue, cli, conf_dir, evaluate, registry, report, rundir, sample
+from gptlab import ModelConfig, catalogue, cli, conf_dir, evaluate, registry, report, run, rundir, sample
 from gptlab.config import from_dict
+from gptlab.errors import ConfigError
 from gptlab.model import GPT
 
 MIXER = '''
@@ -395,3 +396,49 @@ def test_sampling_through_the_door_reads_what_training_wrote() -> None:
     assert tiny.run("run_dir=r", "trainer.steps=3").code == 0
     ended = tiny.call(sample, "r", "--prompt", "the ", "--tokens", "9", "--temperature", "0")
     assert (ended.code, len(ended.out)) == (0, 4 + 9 + 1)
+
+
+@pytest.mark.parametrize("words", [["position.theta=500", "model/mlp=swiglu"], ["experiment=bigram", "data=text"]])
+def test_compose_is_the_config_that_a_training_with_these_words_has(words: list[str]) -> None:
+    words = [*tiny.overrides("data.path=text.txt", "run_dir=r", "trainer.steps=3", *words)]
+    tree = cli.compose(words)
+    assert tree["data"]["path"] == str(Path("text.txt").absolute())
+    assert tiny.call(tiny.train, *words).code == 0
+    trained = yaml.safe_load(Path("r/config.yaml").read_text())
+    for made in (tree, trained):
+        made["model"].pop("vocab_size")  # a training asks the tokenizer,
+        made["trainer"].pop("precision")  # and the device
+    assert tree == trained
+
+
+def test_compose_brings_plugins_and_what_init_brings(home: Path) -> None:
+    (home / "mixer.py").write_text(MIXER)
+    assert tiny.run("plugins=[./mixer.py]", *USED, "run_dir=r").code == 0
+    tree = cli.compose(["init=r", "data=text", "data.path=text.txt"])
+    assert tree["plugins"] == [str(home / "mixer.py")]
+    assert (tree["model"]["attention"]["name"], tree["model"]["n_embd"]) == ("mixer", 16)
+    assert cli.compose(["init=r", "model/attention=flash"])["model"]["attention"]["name"] == "flash"
+    with pytest.raises(ConfigError, match=r"model\.n_embd is 16 in r and cannot become 32"):
+        cli.compose(["init=r", "model.n_embd=32"])
+
+
+COMPOSED = ("model/attention=flsh", "model.n_head=5", "trainer.setps=5", "foo=1", "model.n_layer", "~model", "seed=-1")
+
+
+@pytest.mark.parametrize("word", COMPOSED)
+def test_compose_refuses_in_the_words_of_a_training(word: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        run.check(from_dict(cli.compose(tiny.overrides(word))))
+    assert REFUSED[word] in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("word", ["seed=0,1", "model/mlp=glu,plain", "trainer.steps=range(1,3)"])
+def test_compose_is_of_one_training(word: str) -> None:
+    with pytest.raises(ConfigError, match=r"One training has one value per setting, but .* gives several"):
+        cli.compose([word])
+
+
+def test_compose_is_of_a_new_training() -> None:
+    with pytest.raises(ConfigError, match="'resume=latest' goes on with a run"):
+        cli.compose(["resume=latest"])

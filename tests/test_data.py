@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from gptlab import data
-from gptlab.data import Dataset, open_dataset, prepare, sample_batch, windows
+from gptlab.data import Dataset, open_dataset, part_of, prepare, sample_batch, windows
 from gptlab.errors import ConfigError, DataError
 from gptlab.registry import build
 
@@ -312,3 +312,17 @@ def test_a_pass_has_every_token_but_the_first_as_a_target_once(n: int, batch_siz
     assert y[counted].tolist() == list(range(1, n))
     assert torch.equal(x[counted] + 1, y[counted])
     assert len(y) - (n - 1) < 8 * batch_size
+
+
+@pytest.mark.parametrize("n", [2, 3, 8, 9])
+def test_the_halves_of_a_split_have_every_target_of_it_once(n: int) -> None:
+    tokens = np.arange(n)
+    halves = [part_of(tokens, part) for part in ("first", "second")]
+    assert [token for half in halves for token in half[1:].tolist()] == tokens[1:].tolist()
+    assert abs(len(halves[0]) - len(halves[1])) <= 1
+    assert part_of(tokens, "all") is tokens
+
+
+def test_a_task_is_no_text_to_prepare(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data=copy is a task"):
+        prepare(build("data", "copy"), build("tokenizer", "byte"))

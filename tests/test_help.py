@@ -11,8 +11,9 @@ import pytest
 import tiny
 
 from gptlab import __main__ as console
-from gptlab import catalogue, completion, conf_dir, registry, train
+from gptlab import catalogue, completion, conf_dir, help, registry, study, train
 from gptlab.errors import ConfigError
+from gptlab.studies.settings import StudyConfig
 
 MIXER = '''
 from gptlab import register
@@ -47,7 +48,8 @@ def test_help_lists_every_variant_preset_and_setting_without_torch(home: Path) -
                 assert f"  {name} " in ended.out, f"{slot} {name} is not in --help"
                 assert registry.meaning(registry.get(slot, name))[:40] in ended.out
     for path in conf_dir.find().rglob("*.yaml"):
-        assert path.stem == "train" or f"  {path.stem} " in ended.out, f"{path} is not in --help"
+        shown = path.parent.name in ("conf", "study", "sweep") or f"  {path.stem} " in ended.out
+        assert shown, f"{path} is not in --help"
     for setting in (
         "seed",
         "run_dir",
@@ -87,6 +89,27 @@ def test_help_of_a_whole_preset_is_its_file(word: str, told: str) -> None:
     assert "settings" not in out
 
 
+def test_help_of_a_study_lists_its_words_presets_and_settings_without_torch(home: Path) -> None:
+    code = (
+        "import sys\nfrom gptlab import study\nstudy.main(['--help'])\n"
+        "assert not {'torch', 'hydra', 'wandb', 'matplotlib', 'numpy'} & set(sys.modules)"
+    )
+    ended = tiny.finish(tiny.spawn("-c", code, cwd=home))
+    assert ended.code == 0, ended.err
+    for path in (conf_dir.find() / "study").glob("*.yaml"):
+        assert f"  {path.stem} " in ended.out
+    for name in StudyConfig.__dataclass_fields__:
+        assert name in ("arms",) or f"  {name} " in ended.out, f"{name} is not in --help"
+    assert "gptlab study model/mlp=gelu,relu2,swiglu" in ended.out
+
+
+def test_help_of_a_preset_of_studies_is_its_file() -> None:
+    assert "arms:" in tiny.call(study, "study=mlps", "--help").out
+    refused = tiny.call(study, "study=mlsp", "--help")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "Did you mean 'mlps'" in refused.err
+
+
 @pytest.mark.parametrize(
     "word, told",
     {
@@ -122,7 +145,7 @@ def test_a_file_that_cannot_be_parsed_is_passed_over(home: Path) -> None:
 
 
 CANDIDATES = {
-    "gptlab ": {"train", "sample", "evaluate", "export", "list", "check", "completion"},
+    "gptlab ": set(help.VERBS),
     "gptlab tr": {"train"},
     "gptlab train model/att": {"model/attention="},
     "gptlab train model/attention=fl": {"model/attention=flash", "model/attention=flex"},
@@ -135,12 +158,17 @@ CANDIDATES = {
     "gptlab train position=alibi position.th": set(),
     "gptlab completion ": {"bash", "zsh", "fish"},
     "gptlab sample la": {"latest"},
+    "gptlab study study=ml": {"study=mlps"},
+    "gptlab study match=": {"match=none", "match=params", "match=flops", "match=time"},
+    "gptlab study tune_p": {"tune_points="},
+    "gptlab study model/mlp=gelu,swig": {"model/mlp=gelu,swiglu"},
+    "gptlab study hydra/launcher=pro": {"hydra/launcher=processes"},
 }
 
 
 @pytest.mark.parametrize("line", CANDIDATES)
 def test_what_may_follow_is_offered(line: str) -> None:
-    assert set(completion.candidates(line)) == CANDIDATES[line]
+    assert set(completion.candidates(line, StudyConfig)) == CANDIDATES[line]
 
 
 def test_the_variants_of_a_plugin_are_offered(home: Path) -> None:
@@ -157,6 +185,14 @@ def test_runs_are_offered_newest_first(home: Path) -> None:
         (run / name).touch()
     assert completion.candidates("gptlab sample ru") == ["runs/gptlab/one"]
     assert completion.candidates("gptlab train resume=ru") == ["resume=runs/gptlab/one"]
+
+
+def test_studies_are_offered_newest_first(home: Path) -> None:
+    made = home / "runs" / "mlps" / "one_study"
+    made.mkdir(parents=True)
+    (made / "plan.json").touch()
+    assert completion.candidates("gptlab compare ru") == ["runs/mlps/one_study"]
+    assert completion.candidates("gptlab study dir=ru") == ["dir=runs/mlps/one_study"]
 
 
 def test_a_shell_without_a_script_is_refused() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gptlab.errors import DataError
-from gptlab.report import GAP, _spread, draw_curve
+from gptlab.report import GAP, draw_curve, spread
 
 RULER = {1: 3.35, 2: 2.48, 3: 2.03, 4: 1.80, 5: 1.64, 6: 1.55, 7: 1.52}
 ROW = {"step": 1, "tokens": 64, "train/loss": 4.2, "val/loss": 4.1}
@@ -64,7 +64,7 @@ def test_a_directory_without_metrics_is_one_clear_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("heights", [[0.1, 0.5, 0.9], [0.1, 0.1, 0.1], [0.0, 0.01, 0.5, 0.505, 0.52], [0.3], []])
 def test_labels_keep_their_distance_and_their_centre(heights: list[float]) -> None:
-    moved = _spread(heights)
+    moved = spread(heights)
     assert all(above - below >= GAP - 1e-12 for below, above in itertools.pairwise(moved))
     assert math.isclose(sum(moved), sum(heights), abs_tol=1e-12)
     if all(above - below >= GAP for below, above in itertools.pairwise(heights)):

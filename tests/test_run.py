@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
+import re
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import yaml
 
-from gptlab import checkpoint, report, run, runlog
+from gptlab import checkpoint, data, report, run, rundir, runlog
 from gptlab.cli import run_hydra
+from gptlab.display import PlainDisplay
+from gptlab.errors import Pruned
+from gptlab.evaluation import evaluate
 
 # A training that kills itself inside its n-th save, when a function of checkpoint.py is called.
 KILLED = """
@@ -353,3 +361,79 @@ def test_the_handlers_of_the_caller_come_back(home: Path) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     run_hydra(tiny.overrides("run_dir=r", "trainer.steps=3"))
     assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+def test_a_run_records_what_a_comparison_needs(unbroken: Path) -> None:
+    told = tiny.summary(unbroken)
+    assert [row["flops"] for row in tiny.rows(unbroken)] == [
+        row["tokens"] * told["flops_per_token"] for row in tiny.rows(unbroken)
+    ]
+    assert 0 < told["seconds_per_step"] < 10
+    assert told["peak_memory"] > 2**20
+    assert len(told["signature"]["data"]) == 16
+    assert all(re.fullmatch("[0-9a-f]{8}", found) for found in told["signature"]["init"].values())
+    assert set(told["signature"]["init"]) == {name for name, _ in rundir.load(unbroken)[0].named_parameters()}
+
+
+def test_signatures_agree_where_runs_share_tensors_and_batches(unbroken: Path, home: Path) -> None:
+    told = {"whole": tiny.summary(unbroken)["signature"]}
+    for name, word in {"gated": "model/mlp=swiglu", "seed": "seed=1", "long": "trainer.steps=13"}.items():
+        assert tiny.run(f"run_dir={name}", word).code == 0
+        told[name] = tiny.summary(name)["signature"]
+    shared = told["whole"]["init"].keys() & told["gated"]["init"].keys()
+    assert {"token_embedding.weight", "blocks.0.attention.q.weight"} <= shared
+    same = {name for name in shared if told["whole"]["init"][name] == told["gated"]["init"][name]}
+    assert shared - same <= {"blocks.0.mlp.up.weight", "blocks.0.mlp.proj.weight"}, "of another shape"
+    assert told["gated"]["data"] == told["whole"]["data"]
+    assert told["long"]["init"] == told["whole"]["init"]
+    assert len({told[name]["data"] for name in ("whole", "seed", "long")}) == 3
+    assert told["seed"]["init"]["token_embedding.weight"] != told["whole"]["init"]["token_embedding.weight"]
+
+
+def test_a_resumed_run_keeps_the_signature_of_its_beginning(
+    unbroken: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(5, patch)
+        assert tiny.run("run_dir=r").code == 130
+    assert resume().code == 0
+    assert tiny.summary("r")["signature"] == tiny.summary(unbroken)["signature"]
+
+
+def test_a_run_that_is_watched_may_be_pruned(unbroken: Path, home: Path) -> None:
+    config = rundir.read_config(unbroken)
+    config.run_dir = str(home / "r")
+    seen: list[dict[str, float]] = []
+
+    def watch(row: Mapping[str, float]) -> None:
+        seen.append(dict(row))
+        raise Pruned
+
+    told = io.StringIO()
+    status, run_dir = run.start(config, {"study": {"arm": "a"}}, PlainDisplay(told), watch)
+    assert (status, run_dir) == ("pruned", home / "r")
+    assert [row["step"] for row in seen] == [6]
+    assert seen[0]["val/loss"] == tiny.rows("r")[-1]["val/loss"]
+    assert (tiny.summary("r")["status"], tiny.summary("r")["error"]) == ("pruned", None)
+    assert "step 6/12" in told.getvalue()
+    assert json.loads(Path("r/command.json").read_text())["study"] == {"arm": "a"}
+
+
+def test_a_run_is_evaluated_on_the_half_that_is_asked_for(unbroken: Path, home: Path) -> None:
+    losses = {"all": tiny.summary(unbroken)["val_loss"]}
+    sizes = {}
+    for part in ("first", "second"):
+        assert tiny.run(f"run_dir={part}", f"trainer.eval_part={part}").code == 0
+        told = tiny.summary(part)
+        assert told["ruler"] == {}, "it measures the whole split"
+        model, text = rundir.load(part)
+        tokens = text.encode(Path("text.txt").read_text())
+        val = data.part_of(np.array(tokens[-math.ceil(len(tokens) * 0.1) :]), part)
+        losses[part], sizes[part] = told["val_loss"], len(val) - 1
+        assert evaluate(model, val, batch_size=3) == pytest.approx(told["val_loss"], rel=1e-6)
+    mean = sum(losses[part] * sizes[part] for part in sizes) / sum(sizes.values())
+    assert mean == pytest.approx(losses["all"], rel=0.01), "windows are cut at other places"
+    assert losses["first"] != losses["second"]
+    refused = tiny.call(tiny.train, "resume=first", "trainer.eval_part=all", "trainer.steps=20")
+    assert "trainer.eval_part cannot change" in refused.err
+    assert "trainer.eval_part must be one of all, first, second" in tiny.run("trainer.eval_part=third").err

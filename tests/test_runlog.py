@@ -1,13 +1,11 @@
-"""What a run writes down: whole lines, strict JSON, and no failure of a disk, a terminal or W&B that ends it."""
+"""What a run writes down: whole lines, strict JSON, and no failure of a disk or a terminal that ends it."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -19,11 +17,8 @@ from typing import Any
 
 import pytest
 
-from gptlab import runlog
 from gptlab.errors import ConfigError, DataError
-from gptlab.runlog import RunLog, open_wandb, read_rows, rewind, write_summary
-
-KEY = "0" * 40
+from gptlab.runlog import RunLog, read_rows, rewind, write_summary
 
 
 class Watcher:
@@ -203,197 +198,3 @@ def test_a_run_directory_that_cannot_be_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="run_dir must be writable"):
         RunLog(tmp_path / "file" / "run", display=Watcher())
-
-
-# --- W&B ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def wandb_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """W&B as on a machine where nobody has used it; its settings and its service end with the test."""
-    wandb = pytest.importorskip("wandb")
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-    wandb.teardown()
-    yield tmp_path / "run"
-    wandb.teardown()
-
-
-def records(path: Path) -> Iterator[Any]:
-    """The records of a .wandb file: LevelDB's log format (blocks of 32 KiB, parts with a seven-byte head)."""
-    import wandb
-    from wandb.proto import wandb_internal_pb2 as messages
-
-    wandb.teardown()  # as at the end of a process: everything is in the file after it
-    data, at, whole = path.read_bytes(), 7, b""
-    while at + 7 <= len(data):
-        if 32768 - at % 32768 < 7:  # too little left of a block for a head: filled up with zeros
-            at += 32768 - at % 32768
-            continue
-        size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
-        whole += data[at + 7 : at + 7 + size]
-        at += 7 + size
-        if kind in (1, 4):  # a full record, or the last part of one
-            yield messages.Record.FromString(whole)  # type: ignore[attr-defined]
-            whole = b""
-
-
-def history(run_dir: Path) -> list[dict[str, Any]]:
-    """The rows W&B wrote offline, in the order of their files."""
-    found = []
-    for path in sorted(run_dir.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns):
-        for record in records(path):
-            if record.WhichOneof("record_type") == "history":
-                found.append({item.key or "/".join(item.nested_key): item.value_json for item in record.history.item})
-    return [{key: json.loads(value) for key, value in each.items()} for each in found]
-
-
-def start(run_dir: Path, watcher: Watcher, logger: str = "auto") -> RunLog:
-    run_dir.mkdir(exist_ok=True)
-    about: dict[str, Any] = {"name": "n", "project": "p", "config": {"model": {"attention": {"name": "flash"}}}}
-    return RunLog(run_dir, display=watcher, wandb=open_wandb(logger, run_dir, note=watcher.note, **about))
-
-
-def test_offline_wandb_has_the_rows_of_metrics_jsonl_and_says_how_to_sync(
-    wandb_alone: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    watcher = Watcher()
-    log = start(wandb_alone, watcher)
-    for step in range(1, 400):
-        log.metrics(row(step, **{"val/loss": 3.0} if step % 100 == 0 else {}))
-    log.sample(399, "<b>text</b>")
-    log.close({"status": "done", "ruler": {1: 3.3}})
-    found = history(wandb_alone)
-    kept = [{key: value for key, value in each.items() if not key.startswith("_")} for each in found]
-    assert kept[:399] == read_rows(wandb_alone / "metrics.jsonl")
-    assert kept[399]["step"] == 399
-    assert kept[399]["sample/_type"] == "html-file"
-    assert len(kept) == 401
-    (table,) = wandb_alone.glob("wandb/offline-run-*/files/media/table/*.json")
-    assert json.loads(table.read_text())["data"] == [[399, "<b>text</b>"]]
-    assert watcher.notes == [
-        f"W&B offline: no API key (wandb login). To upload: wandb sync {wandb_alone}/wandb/offline-run-*"
-    ]
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_resumed_run_is_one_wandb_run(wandb_alone: Path) -> None:
-    ids = []
-    for first in (1, 3):
-        log = start(wandb_alone, Watcher())
-        for step in (first, first + 1, first + 2):
-            log.metrics(row(step))
-        log.close({"status": "interrupted"})
-        ids += [path.name for path in wandb_alone.glob("wandb/offline-run-*/*.wandb")]
-        time.sleep(1.1)  # W&B names its directories by the second
-    assert len(set(ids)) == 1
-    assert ids[0] == f"run-{(wandb_alone / 'wandb_id').read_text()}.wandb"
-    # Rows that are written twice after a resume are all there: nothing hangs on W&B's own step.
-    assert [each["step"] for each in history(wandb_alone) if "train/loss" in each] == [1, 2, 3, 3, 4, 5]
-
-
-def test_the_config_and_the_token_axis_reach_wandb(wandb_alone: Path) -> None:
-    log = start(wandb_alone, Watcher())
-    log.metrics(row(1))
-    log.close({"status": "done", "best_val_loss": 1.5})
-    (path,) = wandb_alone.glob("wandb/offline-run-*/*.wandb")
-    by_kind: dict[str, list[Any]] = {}
-    for record in records(path):
-        by_kind.setdefault(record.WhichOneof("record_type"), []).append(record)
-    run = by_kind["run"][0].run
-    assert run.display_name == "n"
-    assert {"attention": {"name": "flash"}} in [
-        json.loads(item.value_json) for item in run.config.update if item.key == "model"
-    ]
-    axes = {(record.metric.name or record.metric.glob_name): record.metric.step_metric for record in by_kind["metric"]}
-    assert axes["*"] == "tokens"
-    summary = {item.key: item.value_json for record in by_kind["summary"] for item in record.summary.update}
-    assert json.loads(summary["best_val_loss"]) == 1.5
-
-
-@pytest.mark.parametrize(("logger", "mode"), [("none", "online"), ("auto", "disabled")])
-def test_none_and_disabled_leave_no_trace(wandb_alone: Path, monkeypatch: Any, logger: str, mode: str) -> None:
-    monkeypatch.setenv("WANDB_MODE", mode)
-    start(wandb_alone, watcher := Watcher(), logger).close({"status": "done"})
-    assert [path.name for path in wandb_alone.iterdir()] == ["summary.json"]
-    assert watcher.notes == []
-
-
-def test_a_wandb_that_was_asked_for_and_is_not_there_is_said_loudly(
-    wandb_alone: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    for logger, loud in (("wandb", True), ("auto", False)):
-        watcher = Watcher()
-        log = start(wandb_alone, watcher, logger)
-        log.metrics(row(1))
-        assert len(watcher.notes) == 1
-        assert watcher.notes[0].startswith("WARNING: logger=wandb was asked for") == loud
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    start(wandb_alone, watcher := Watcher(), "wandb")
-    assert "WANDB_MODE=disabled wins" in watcher.notes[0]
-
-
-def test_an_unknown_logger_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="Did you mean 'wandb'"):
-        open_wandb("wandbb", tmp_path, name="n", project="p", config={}, note=print)
-
-
-@pytest.mark.parametrize("where", ["environment", "netrc"])
-def test_a_key_without_a_network_falls_back_to_offline(
-    wandb_alone: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], where: str
-) -> None:
-    with socket.socket() as listener:  # a port that nobody answers on
-        listener.bind(("127.0.0.1", 0))
-        host = f"127.0.0.1:{listener.getsockname()[1]}"
-        monkeypatch.setenv("WANDB_BASE_URL", f"http://{host}")
-        if where == "environment":
-            monkeypatch.setenv("WANDB_API_KEY", KEY)
-        else:
-            (wandb_alone.parent / "netrc").write_text(f"machine {host} login user password {KEY}\n")
-        monkeypatch.setattr(runlog, "INIT_SECONDS", 1)
-        watcher = Watcher()
-        began = time.monotonic()
-        log = start(wandb_alone, watcher)
-        assert time.monotonic() - began < 15
-    log.metrics(row(1))
-    log.close({"status": "done"})
-    assert [each["step"] for each in history(wandb_alone)] == [1]
-    assert watcher.notes[0].startswith("W&B offline: not reachable (")
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize(
-    ("mode", "key", "why"), [("offline", KEY, "WANDB_MODE=offline"), ("online", "", "no API key (wandb login)")]
-)
-def test_the_mode_wins_over_a_key_and_a_missing_key_over_the_mode(
-    wandb_alone: Path, monkeypatch: pytest.MonkeyPatch, mode: str, key: str, why: str
-) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", key)
-    monkeypatch.setenv("WANDB_MODE", mode)
-    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a prompt"))
-    watcher = Watcher()
-    start(wandb_alone, watcher).close({"status": "done"})
-    assert watcher.notes[0].startswith(f"W&B offline: {why}. To upload: wandb sync ")
-
-
-def test_a_wandb_that_breaks_is_said_once_and_left_alone(tmp_path: Path) -> None:
-    class Broken:
-        calls = 0
-
-        def log(self, row: Any) -> None:
-            self.calls += 1
-            raise RuntimeError("the service died\nwith details")
-
-    run, watcher = Broken(), Watcher()
-    log = RunLog(tmp_path, display=watcher, wandb=runlog.WandbLog(run, tmp_path, watcher.note))  # type: ignore[arg-type]
-    for step in (1, 2, 3):
-        log.metrics(row(step))
-    log.sample(3, "text")
-    log.close({"status": "done"})
-    assert run.calls == 1
-    assert watcher.notes == ["W&B is off from here on (the service died); metrics.jsonl goes on."]
-    assert len(read_rows(tmp_path / "metrics.jsonl")) == 3

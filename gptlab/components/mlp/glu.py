@@ -22,6 +22,7 @@ class GLU(nn.Module):
     Checked against transformers Llama, Gemma and gpt-oss.
     """
 
+    width: ClassVar[str] = "expand"  # the option that match= may choose
     examples: ClassVar[dict[str, object]] = {"limit": 2.0}  # few entries are so near to it that a small step crosses
 
     def __init__(

@@ -18,6 +18,7 @@ from gptlab.registry import register
 class Maxout(nn.Module):
     """Hidden units learn a convex activation, the largest of n lines. Goodfellow et al. 2013, arXiv:1302.4389."""
 
+    width: ClassVar[str] = "expand"  # the option that match= may choose
     examples: ClassVar[dict[str, object]] = {"n_piece": 3}
 
     def __init__(

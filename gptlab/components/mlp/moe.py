@@ -34,6 +34,7 @@ class MoE(nn.Module):
     Checked against transformers Mixtral, Qwen2Moe, Qwen3Moe, DeepseekV3 and gpt-oss.
     """
 
+    width: ClassVar[str] = "expand"  # the option that match= may choose
     takes_context: ClassVar[bool] = True
     chooses: ClassVar[bool] = True  # between paths: where two are nearly equal, rounding takes another one
     beside: ClassVar[dict[str, dict[str, object]]] = {"top_group": {"n_group": 4}, "shared_gate": {"n_shared": 1}}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch.nn as nn
 from jaxtyping import Float
@@ -20,6 +20,8 @@ class Plain(nn.Module):
 
     Checked against transformers GPT-2, OPT and GPT-NeoX.
     """
+
+    width: ClassVar[str] = "expand"  # the option that match= may choose
 
     def __init__(
         self,

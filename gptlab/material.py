@@ -1,0 +1,263 @@
+"""What a run learns from and is judged on: a text, with its n-gram ruler, or the questions of a task."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptlab import data, ngram, registry
+from gptlab.config import RunConfig, require
+from gptlab.data import IGNORE, Dataset
+from gptlab.evaluation import Answers, answer, bits_per_byte, evaluate
+from gptlab.model import GPT
+from gptlab.sampling import Draw, check_length, generate, prompt_ids
+from gptlab.tasks import SymbolTokenizer, Task
+from gptlab.tokenizer import Tokenizer
+
+Note = Callable[[str], None]
+Pair = tuple[Tensor, Tensor]  # tokens (B, T), and the token after each, or -100
+Reduced = AbstractContextManager[Any]  # the precision to compute in
+SHOWN = 4  # questions in a sample
+DEFAULT = registry.name_of("tokenizer", RunConfig().tokenizer)
+
+
+class Material(ABC):
+    """One of the two, prepared for a config: batches by step, a judgement of a model, a sample of what it can do."""
+
+    tokenizer: Tokenizer
+    fingerprint: str  # equal for two runs exactly when they saw the same
+    length: int  # tokens fed in a sequence of training
+    levels: Mapping[int, float]  # what needs no model: order of an n-gram -> nats; the 0-gram is a uniform guess
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config, self.plan = config, config.trainer
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """How much there is, in a few words."""
+
+    @abstractmethod
+    def batch(self, step: int) -> Pair:
+        """What a step learns from: a function of the seed and the step alone."""
+
+    @abstractmethod
+    def evaluate(self, model: GPT, reduced: Reduced) -> dict[str, float]:
+        """val/loss in nats and what else is measured on validation, in the part that trainer.eval_part names."""
+
+    @abstractmethod
+    def check_sample(self, model: GPT) -> None:
+        """ConfigError where a sample could not be made."""
+
+    @abstractmethod
+    def sample(self, model: GPT, step: int, reduced: Reduced) -> str:
+        """Something the model writes, to be looked at."""
+
+    @abstractmethod
+    def summary(self, loss: float | None, measured: Mapping[str, float]) -> dict[str, Any]:
+        """What summary.json says of it, with the newest validation loss and the newest of what `evaluate` measured."""
+
+    @property
+    def signature(self) -> str:
+        """16 digits that are equal for two runs which learn from the same batches, in the same order, to the end."""
+        sizes = (self.plan.steps, self.plan.batch_size, self.plan.accumulate, self.length)
+        digest = hashlib.sha256(json.dumps([self.fingerprint, self.config.seed, *sizes]).encode())
+        for tensor in self.batch(0):
+            digest.update(tensor.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    def n_sequences(self) -> int:
+        """Sequences in a step."""
+        return self.plan.batch_size * self.plan.accumulate
+
+    def _fit_vocabulary(self) -> None:
+        model, vocabulary = self.config.model, self.tokenizer.vocab_size
+        model.vocab_size = model.vocab_size or vocabulary
+        require(
+            model.vocab_size >= vocabulary,
+            f"model.vocab_size must cover the tokenizer's {vocabulary} ids, but is {model.vocab_size}: leave it.",
+        )
+
+
+def prepare(config: RunConfig, tokenizer: Tokenizer, note: Note, words: Sequence[str] = ()) -> Material:
+    """The text or the task of a config, whose model gets the vocabulary; `words` are those of the command line.
+
+    The tokenizer of a task is its own. ConfigError where another was named.
+    """
+    source = registry.build("data", config.data)
+    if isinstance(source, Task):
+        named = any(re.match(r"\+{0,2}tokenizer[.=]", word) for word in words)
+        return Questioned(config, source, tokenizer, named)
+    return Text(config, data.prepare(source, tokenizer, report=note), source.by_line, note)
+
+
+class Text(Material):
+    """A text as tokens: windows of block_size, judged by one pass over validation, beside the ruler."""
+
+    def __init__(self, config: RunConfig, dataset: Dataset, by_line: bool, note: Note) -> None:
+        super().__init__(config)
+        self.dataset, self.length = dataset, config.model.block_size
+        self.tokenizer, self.fingerprint = dataset.tokenizer, dataset.fingerprint
+        dataset.require(self.length)
+        if config.model.document_mask and config.model.separator is None:
+            config.model.separator = _separator(dataset.tokenizer, by_line)
+        self._fit_vocabulary()
+        if not ngram.is_kept(dataset):
+            note("Counting n-grams for the ruler, once for this text.")
+        self.ruler = ngram.ruler(dataset)
+        whole = self.plan.eval_part == "all"  # the ruler measures no half of the split
+        self.levels = dict(enumerate(self.ruler.val, start=1)) if whole else {}
+
+    @property
+    def title(self) -> str:
+        return f"{len(self.dataset.train):,} train and {len(self.dataset.val):,} validation tokens"
+
+    def batch(self, step: int) -> Pair:
+        train, seed = self.dataset.train, self.config.seed
+        return data.sample_batch(train, seed=seed, step=step, n=self.n_sequences, block_size=self.length)
+
+    def evaluate(self, model: GPT, reduced: Reduced) -> dict[str, float]:
+        tokens = data.part_of(self.dataset.val, self.plan.eval_part)
+        loss = evaluate(model, tokens, batch_size=self.plan.batch_size, autocast=reduced)
+        return {"val/loss": loss, "val/bpb": bits_per_byte(loss, self.dataset.bytes_per_token("val"))}
+
+    def check_sample(self, model: GPT) -> None:
+        """What no sample can be drawn with is an error before the first step, not at the first sample."""
+        Draw(temperature=self.plan.sample_temperature)
+        check_length(model, len(prompt_ids(self.tokenizer, self.plan.sample_prompt)), 1)
+
+    def sample(self, model: GPT, step: int, reduced: Reduced) -> str:
+        plan = self.plan
+        prompt = prompt_ids(self.tokenizer, plan.sample_prompt)
+        room = plan.sample_tokens if model.position.limit is None else model.position.limit + 1 - len(prompt)
+        draw = Draw(temperature=plan.sample_temperature)
+        seed, n_tokens = self.config.seed + step, min(plan.sample_tokens, room)
+        with reduced:
+            drawn = [token for (token,) in generate(model, prompt, n_tokens, draw=draw, seeds=[seed])]
+        known = [token for token in drawn if token < self.tokenizer.vocab_size]  # the ids of padding are no text
+        return plan.sample_prompt + self.tokenizer.decode(known)
+
+    def summary(self, loss: float | None, measured: Mapping[str, float]) -> dict[str, Any]:
+        bigram = {"train": self.ruler.train_bigram, "val": self.ruler.val_bigram}
+        bits = None if loss is None else bits_per_byte(loss, self.dataset.bytes_per_token("val"))
+        return {"val_bpb": bits, "ruler": self.levels, "counted_bigram": bigram}
+
+
+class Questioned(Material):
+    """A task: fresh questions in every batch, judged by the share of right answers to fixed ones, of several sizes."""
+
+    def __init__(self, config: RunConfig, task: Task, tokenizer: Tokenizer, named: bool) -> None:
+        super().__init__(config)
+        self.task, self.tokenizer = task, SymbolTokenizer.of(task.symbols)
+        _check_task(config, task, tokenizer, named)
+        self.fingerprint, self.length = task.fingerprint(), task.n_tokens(task.length)
+        self.levels = {0: math.log(task.n_answer)}
+        config.tokenizer = {"name": self.tokenizer.name}
+        self._fit_vocabulary()
+        self.validation = cache(self._validation)
+
+    @property
+    def title(self) -> str:
+        task = self.task
+        beyond = f", also judged at {', '.join(map(str, task.lengths))}" if task.lengths else ""
+        kept, chance = (
+            len(self.validation(task.length)[0]),
+            f"chance {1 / task.n_answer:.4f}, {self.levels[0]:.4f} nats",
+        )
+        return f"questions of {self.length} tokens, {kept:,} kept for validation{beyond}; {chance}"
+
+    def batch(self, step: int) -> Pair:
+        inputs, targets = self.task.batch(self.config.seed, step, self.n_sequences)
+        return torch.from_numpy(inputs), torch.from_numpy(targets)
+
+    def evaluate(self, model: GPT, reduced: Reduced) -> dict[str, float]:
+        row: dict[str, float] = {}
+        for size in self.task.sizes:
+            at = "" if size == self.task.length else f"@{size}"
+            found = self._answers(model, self.validation(size), reduced)
+            row |= {f"val/loss{at}": found.loss, f"val/accuracy{at}": found.accuracy, f"val/solved{at}": found.solved}
+        return row
+
+    def check_sample(self, model: GPT) -> None:
+        """ConfigError, too, where the longest questions have no position."""
+        size, limit = max(self.task.sizes), model.position.limit
+        n_tokens = self.task.n_tokens(size)
+        require(
+            limit is None or n_tokens <= limit,
+            f"model.block_size must cover the longest questions where positions end: those of size {size} have "
+            f"{n_tokens} tokens, but this position encoding ends at {limit}: raise it, or lower data.lengths.",
+        )
+
+    def sample(self, model: GPT, step: int, reduced: Reduced) -> str:
+        inputs, targets = (x[:SHOWN] for x in self.validation(self.task.length))
+        guesses = self._answers(model, (inputs, targets), reduced).guesses
+        return "\n".join(self._written(*rows) for rows in zip(inputs, targets, guesses, strict=True))
+
+    def _written(self, inputs: Tensor, targets: Tensor, guesses: Tensor) -> str:
+        """A question and the model's answers in their places; after a wrong one, what had been right."""
+        symbols = [self.task.symbols[int(inputs[0])]]
+        wrong = 0
+        for place, (target, guess) in enumerate(zip(targets.tolist(), guesses.tolist(), strict=True), start=1):
+            if target == IGNORE:
+                symbols += [self.task.symbols[int(i)] for i in inputs[place : place + 1]]
+            else:
+                said = self.task.symbols[guess] if guess < len(self.task.symbols) else "?"
+                symbols.append(said if guess == target else f"{said}(not {self.task.symbols[target]})")
+                wrong += guess != target
+        return f"{' '.join(symbols)}   {f'{wrong} wrong' if wrong else 'right'}"
+
+    def summary(self, loss: float | None, measured: Mapping[str, float]) -> dict[str, Any]:
+        chance = {"loss": self.levels[0], "accuracy": 1 / self.task.n_answer}
+        shares = {key.partition("/")[2]: value for key, value in measured.items() if not key.startswith("val/loss")}
+        return {"accuracy": shares or None, "chance": chance, "ruler": {}}
+
+    def _answers(self, model: GPT, questions: Pair, reduced: Reduced) -> Answers:
+        return answer(model, *questions, batch_size=self.plan.batch_size, autocast=reduced)
+
+    def _validation(self, size: int) -> Pair:
+        inputs, targets = self.task.validation(size)
+        half = len(inputs) // 2
+        part = {"all": slice(None), "first": slice(half), "second": slice(half, None)}[self.plan.eval_part]
+        return torch.from_numpy(inputs[part]), torch.from_numpy(targets[part])
+
+
+def _check_task(config: RunConfig, task: Task, tokenizer: Tokenizer, named: bool) -> None:
+    """ConfigError for what a task leaves no room for: another tokenizer, a short context, settings of text."""
+    name, n_tokens = f"data={task.name}", task.n_tokens(task.length)
+    own = tokenizer.name == SymbolTokenizer.name and tokenizer.learned in (None, task.symbols)
+    require(
+        own or (tokenizer.name == DEFAULT and not named and config.init is None),
+        f"{name} brings its own symbols, so tokenizer={tokenizer.name} cannot choose others: leave it out.",
+    )
+    require(
+        n_tokens <= config.model.block_size,
+        f"model.block_size must cover a question of {name}, {n_tokens} tokens, but is {config.model.block_size}: "
+        f"raise it to {n_tokens}, or make the questions shorter.",
+    )
+    require(not config.model.document_mask, f"{name} has no documents: leave model.document_mask out.")
+    require(not config.trainer.sample_prompt, f"{name} samples its own questions: leave trainer.sample_prompt out.")
+
+
+def _separator(tokenizer: Tokenizer, by_line: bool) -> int:
+    """The id that ends a document. ConfigError when the tokenizer has none, or needs several for it."""
+    ids = tokenizer.separator_ids()
+    way_out = "choose tokenizer=bpe or gpt2, which have an end of text, or give model.separator=ID"
+    name = tokenizer.name
+    require(len(ids) == 1, f"model.document_mask needs one id, but tokenizer {name!r} has {len(ids)}: {way_out}.")
+    require(
+        by_line or tokenizer.end_of_text is not None,
+        f"model.document_mask needs an id that only ends documents, but tokenizer {name!r} ends them with a line "
+        f"break, as it does lines: {way_out}, or train on documents of one line (data.lines=true).",
+    )
+    return ids[0]

@@ -1,0 +1,1 @@
+"""Studies: a question, arms, seeds; planned, matched, tuned, run and judged."""
