@@ -73,7 +73,7 @@ def launch(orders: Sequence[Path], launcher: Sequence[str], jobs: int | None, no
 def at_a_time(threads: int) -> int:
     """How many points `processes` runs at a time unless it is told: one per GPU, else per `threads` cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return len(_gpus()) or max(1, cores // threads)
+    return len(gpus()) or max(1, cores // threads)
 
 
 def _multirun(orders: Sequence[Order], words: Sequence[str], name: str) -> list[Order]:
@@ -246,8 +246,8 @@ def _side_by_side(crew: _Crew, note: Note) -> None:
 def _start(order: Order, place: int, ranks: int) -> subprocess.Popen[bytes]:
     """The process of a point. It ends when its standard input does, so that it does not outlive this one."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(order.threads)}
-    if gpus := _gpus():
-        environment["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
+    if mine := gpus():
+        environment["CUDA_VISIBLE_DEVICES"] = mine[place % len(mine)]
     with order.log.open("a") as log:
         return subprocess.Popen(
             command(order.file, ranks),
@@ -265,7 +265,7 @@ def command(file: Path, ranks: int) -> list[str]:
     return [sys.executable, *(torchrun if ranks > 1 else []), "-m", "gptlab.points", str(file.absolute())]
 
 
-def _gpus() -> list[str]:
+def gpus() -> list[str]:
     """The GPUs of this machine that we may use, as CUDA_VISIBLE_DEVICES names them."""
     named, n = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count()
     return named.split(",")[:n] if named else [str(i) for i in range(n)]

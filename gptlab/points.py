@@ -147,7 +147,7 @@ def carry_out(file: Path, watch: run.Watch | None = None) -> str:
         log.truncate(0)
         order.failed.unlink(missing_ok=True)
         shutil.rmtree(order.run_dir, ignore_errors=True)
-        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log), _threads(order.threads):
+        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log), on_threads(order.threads):
             return _attempt(order, PlainDisplay(log), watch)
 
 
@@ -167,7 +167,8 @@ def _attempt(order: Order, display: PlainDisplay, watch: run.Watch | None) -> st
 
 
 @contextlib.contextmanager
-def _threads(n: int) -> Iterator[None]:
+def on_threads(n: int) -> Iterator[None]:
+    """Compute on so many threads for a while."""
     before = torch.get_num_threads()
     torch.set_num_threads(n)
     try:

@@ -18,7 +18,7 @@ def main(argv: list[str]) -> None:
     from gptlab import cli, launching
     from gptlab.studies.search import tune
 
-    if tune(argv, cli.compose, launching.at_a_time, launching._gpus):
+    if tune(argv, cli.compose, launching.at_a_time, launching.gpus):
         sys.exit(1)
 
 

@@ -8,12 +8,11 @@ import io
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 
-from gptlab import matching, material, pretrained, run
+from gptlab import matching, material, points, pretrained, run
 from gptlab.config import RunConfig, from_dict, to_dict
 from gptlab.cost import flops_per_token
 from gptlab.display import Display, PlainDisplay
@@ -55,7 +54,7 @@ def counted(tree: Tree, seconds_per_step: float) -> dict[str, float]:
 def paces(arms: Sequence[tuple[str, Tree]], threads: int) -> list[float]:
     """Seconds of a warm step of each arm, alone on this machine. ConfigError naming an arm that cannot take one."""
     found: list[list[float]] = [[] for _ in arms]
-    with _threads(threads):
+    with points.on_threads(threads):
         for _ in range(ROUNDS):
             for (name, tree), times in zip(arms, found, strict=True):
                 times.append(_pace(name, tree))
@@ -109,13 +108,3 @@ def _n_validation(source: Material) -> int:
 
 def _silent() -> Display:
     return PlainDisplay(io.StringIO())
-
-
-@contextmanager
-def _threads(n: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
