@@ -341,3 +341,27 @@ def test_a_step_that_is_left_out_moves_no_bias_of_a_router() -> None:
     state.loss = lambda x, y: (usual(x, y)[0] * math.nan, *usual(x, y)[1:])
     train_step(state, (tokens, tokens))
     assert torch.equal(balance.bias, moved)
+
+
+def test_the_seconds_of_a_step_leave_out_the_first_and_the_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    state, notes, now = tiny.state(steps=6, log_every=2, eval_every=2), Notes(), [0.0]
+    monkeypatch.setattr(trainer.time, "perf_counter", lambda: now[0])
+
+    def slow_batch(step: int) -> Batch:
+        now[0] += 100 if step == 0 else 3
+        return batch_of(step)
+
+    def slow_evaluation() -> dict[str, float]:
+        now[0] += 1000
+        return {"val/loss": 1.0}
+
+    train(state, slow_batch, replace(notes.actions(), evaluate=slow_evaluation), lambda pace: {})
+    assert state.paces == [3, 3, 3], "after steps 2, 4 and 6"
+    assert [row.get("tokens_per_second") for row in notes.rows] == [None, *[32 / 3] * 3]
+
+
+def test_tokens_are_those_that_are_fed() -> None:
+    state = tiny.state()
+    assert state.tokens_per_step == 4 * 8
+    state.length = 5
+    assert state.tokens_per_step == 4 * 5
