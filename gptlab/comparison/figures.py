@@ -108,7 +108,7 @@ def curves(
         axes.set_xlim(left=0)
         axes.grid(axis="y")
         _count_along(axes)
-        _look_past_the_drop(axes, list(series.values()), comparison.better)
+        _look_past_the_drop(axes, list(series.values()), comparison)
         beside(axes, [*labels, *_draw_levels(axes, comparison)])
         return save(figure, name, folder)
 
@@ -260,17 +260,24 @@ def _draw_levels(axes: Axes, comparison: Comparison) -> list[tuple[float, str, s
     return [(level, f"{name} {level:.2f}", MUTED, False) for name, level in shown.items()]
 
 
-def _look_past_the_drop(axes: Axes, series: Sequence[Series], better: str) -> None:
-    """Leave the first drop of the losses (the first rise of an accuracy stays) above the picture."""
-    if better == "higher":
+def _look_past_the_drop(axes: Axes, series: Sequence[Series], comparison: Comparison) -> None:
+    """Leave the first drop of the losses (the first rise of an accuracy stays) above the picture.
+
+    The nearest levels below and above are in it, unless they would press the curves into less than half of it.
+    """
+    if comparison.better == "higher":
         return
     far = max((points[-1][0] for points in series if points), default=0)
     shown = [
         mean + side * band for points in series for x, mean, band in points if x >= SETTLED * far for side in (-1, 1)
     ]
     if shown:
-        room = 0.06 * ((max(shown) - min(shown)) or 0.1)
-        axes.set_ylim(min(shown) - room, max(shown) + room)
+        low, high = min(shown), max(shown)
+        near = [level for level in levels(comparison).values() if max(low - level, level - high) < (high - low) / 2]
+        low = max((level for level in near if level < low), default=low)
+        high = min((level for level in near if level > high), default=high)
+        room = 0.06 * ((high - low) or 0.1)
+        axes.set_ylim(low - room, high + room)
 
 
 def _place(row: Mapping[str, Any], run: RunRecord, over: str) -> float | None:
