@@ -150,7 +150,7 @@ def _adopted(tree: dict[str, Any], overrides: Sequence[str], experiment: Mapping
 def register_schemas(plugin_names: Sequence[str]) -> None:
     """Every registered variant and the dataclasses of a run become entries that Hydra composes and types."""
     import gptlab.components  # noqa: F401  (these imports register the variants)
-    from gptlab import optimizer, schedule, text, tokenizer  # noqa: F401
+    from gptlab import optimizer, schedule, tasks, text, tokenizer  # noqa: F401
 
     for plugin in plugin_names:
         _load_plugin(plugin)

@@ -240,7 +240,8 @@ def describe(row: Row, progress: Progress) -> str:
         parts.append(f"loss {row['train/loss']:.3f}")
     if row.get("val/loss") is not None:
         place = place_on_ruler(row["val/loss"], progress.ruler)
-        parts.append(" · ".join(filter(None, (f"val {row['val/loss']:.3f}", place))))
+        right = f"{row['val/accuracy']:.1%} right" if row.get("val/accuracy") is not None else ""
+        parts.append(" · ".join(filter(None, (f"val {row['val/loss']:.3f}", place, right))))
     return "  ".join(filter(None, [*parts, *_rates(row), _time_left(progress)]))
 
 
@@ -250,11 +251,16 @@ def place_on_ruler(loss: float, ruler: Ruler) -> str:
     ahead = [order for order in ruler if not loss < ruler[order]]  # a NaN beats nothing
     best = min(beaten, key=lambda order: (ruler[order], order), default=None)
     next_one = max(ahead, key=lambda order: (ruler[order], -order), default=None)
-    parts = [] if best is None else [f"beats the {best}-gram {ruler[best]:.2f}"]
+    parts = [] if best is None else [f"beats {level(best)} {ruler[best]:.2f}"]
     if next_one is not None:
-        aim = f"{next_one}-gram {ruler[next_one]:.2f}"
-        parts.append(f"{aim} next" if parts else f"behind the {aim}")
+        aim = f"{level(next_one)} {ruler[next_one]:.2f}".removeprefix("the " if parts else "")
+        parts.append(f"{aim} next" if parts else f"behind {aim}")
     return ", ".join(parts)
+
+
+def level(order: int) -> str:
+    """What a level of the ruler is called: an n-gram, or of order 0 a uniform guess."""
+    return f"the {order}-gram" if order else "chance"
 
 
 def summarize(summary: Row) -> list[tuple[str, str]]:
@@ -347,10 +353,11 @@ SUMMARY: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("best_val_loss", "best val loss", _nats),
     ("best_step", "best step", "{:,}".format),
     ("val_bpb", "val", "{:.4f} bits per byte".format),
+    ("accuracy", "right", lambda shares: ", ".join(f"{name} {share:.4f}" for name, share in shares.items())),
     ("parameters", "parameters", "{:,}".format),
     ("tokens", "trained on", "{:,} tokens".format),
     ("seconds", "time", duration),
     ("run_dir", "run", str),
     ("curve", "curve", str),
 )
-RESULTS = frozenset({"status", "train loss", "val loss", "best val loss", "val"})
+RESULTS = frozenset({"status", "train loss", "val loss", "best val loss", "val", "right"})

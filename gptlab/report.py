@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptlab.display import level
 from gptlab.files import write_atomically
 from gptlab.runlog import read_rows
 
@@ -95,7 +96,7 @@ def _draw_ruler(axes: Axes, ruler: Mapping[int, float]) -> None:
     for order, height, beside in zip(orders, heights, spread(heights), strict=True):
         axes.axhline(ruler[order], color=RULER, linewidth=0.7, linestyle=(0, (4, 3)), zorder=1)
         axes.plot([1, 1.02], [height, beside], color=RULER, linewidth=0.5, transform=axes.transAxes, clip_on=False)
-        label = f"{order}-gram {ruler[order]:.2f}"
+        label = f"{level(order).removeprefix('the ')} {ruler[order]:.2f}"
         axes.text(1.025, beside, label, transform=axes.transAxes, va="center", fontsize=8, color=RULER)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+import gptlab.tasks  # noqa: F401  (registers the tokenizer of a task)
 from gptlab import checkpoint, lora, plugins, registry, tokenizer
 from gptlab.config import LAYER_SLOTS, RunConfig, from_dict, to_dict
 from gptlab.errors import CheckpointError, ConfigError

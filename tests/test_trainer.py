@@ -345,7 +345,7 @@ def test_a_step_that_is_left_out_moves_no_bias_of_a_router() -> None:
 
 def test_the_seconds_of_a_step_leave_out_the_first_and_the_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     state, notes, now = tiny.state(steps=6, log_every=2, eval_every=2), Notes(), [0.0]
-    monkeypatch.setattr(trainer.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr("gptlab.trainer.time.perf_counter", lambda: now[0])
 
     def slow_batch(step: int) -> Batch:
         now[0] += 100 if step == 0 else 3
