@@ -156,6 +156,7 @@ class RunConfig:
         )
         require_choice("logger", self.logger, ("auto", "wandb", "none"))
         require(0 <= self.seed < 2**63, f"seed must be a whole number from 0 to 2**63 - 1, but is {self.seed}.")
+        require(self.init != "", "init names weights to begin with, but is empty: name them, or leave it out.")
         require(
             self.init is not None or not self.lora.rank,
             f"lora.rank={self.lora.rank} tunes weights that exist: name them, as in init=gpt2.",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1  # of the files; another number makes all data be prepared again
 SPLITS = ("train", "val")
-PROGRESS = 1 << 28  # characters of text between two lines of progress
+PROGRESS = 10  # seconds between two lines of progress
 SAVE = 1 << 28  # bytes of text after which what has been written is made safe, to go on from after a kill
 IGNORE = -100  # a target that does not count: PyTorch's ignore_index
 
@@ -296,13 +297,13 @@ def _rest(source: TextSource, begun: _Begun) -> Iterator[Item]:
 
 
 def _told(stream: Iterator[Item], begun: _Begun, report: Callable[[str], None]) -> Iterator[Item]:
-    """The same stream, with a line of progress every PROGRESS characters."""
-    done = told = begun.bytes
+    """The same stream, with a line of progress every PROGRESS seconds."""
+    done, told = begun.bytes, time.monotonic()
     for item in stream:
         yield item
         done += len(item[1])  # characters stand in for bytes: this is for a person
-        if done - told >= PROGRESS:
-            told = done
+        if time.monotonic() - told >= PROGRESS:
+            told = time.monotonic()
             share = f"{done / begun.survey.total:.0%} of {begun.survey.total:,}" if begun.survey else f"{done:,}"
             report(f"{share} bytes tokenized")
 

@@ -31,12 +31,13 @@ from gptlab.sampling import Draw, generate, prompt_ids
 from gptlab.tokenizer import Tokenizer
 
 try:
-    from lm_eval import simple_evaluate
+    from lm_eval import evaluator, simple_evaluate
     from lm_eval.api.model import LM
     from lm_eval.tasks import TaskManager
 except ImportError:
     raise ConfigError("--tasks asks through lm-evaluation-harness: pip install 'gptlab[eval]'.") from None
 
+evaluator.get_git_commit_hash = lambda: None  # git would complain of the working directory; nobody reads the hash
 ANSWER = 256  # tokens of a generated answer where the task does not say
 RESAMPLES = 1000  # for the standard errors that need a bootstrap
 

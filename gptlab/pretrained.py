@@ -12,16 +12,14 @@ from typing import Any
 import torch
 
 from gptlab import registry, rundir, rundirs, tokenizer, weights
-from gptlab.config import LAYER_SLOTS, ModelConfig, RunConfig, as_spec, require
+from gptlab.config import LAYER_SLOTS, ModelConfig, RunConfig, require
 from gptlab.model import GPT
 from gptlab.tokenizer import Tokenizer
 from gptlab.weights import Fit, vocabulary
-from gptlab.weights.loading import merge
+from gptlab.weights.loading import TABLE, check_changes, merge
 
-FIXED = ("vocab_size", "n_embd", "n_head", "embedding_size")  # without these the tensors mean nothing
 PADDED = (1, 8, 64, 128, 256, 512)  # a vocabulary is often rounded up to a multiple of these
 HEAD = "head.weight"
-TABLE = "position.table.weight"  # of which a shorter context takes the beginning
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,9 @@ class Origin:
     def tokenizer(self) -> Tokenizer | None:
         """What made their ids; None when that is not known."""
         raise NotImplementedError
+
+    def check(self) -> None:
+        """CheckpointError where they are not all that there should be, before a text is read for them."""
 
     def fill(self, model: GPT) -> Fit:
         """Put them into a model that may be another in part."""
@@ -94,6 +95,9 @@ class Foreign(Origin):
             return tokenizer.GPT2Tokenizer()  # whose number it is
         return vocabulary.read(folder)
 
+    def check(self) -> None:
+        weights.check(self.name)
+
     def fill(self, model: GPT) -> Fit:
         return weights.fill(model, self.name)
 
@@ -117,12 +121,10 @@ def adopt(tree: Mapping[str, Any], named: Collection[str]) -> dict[str, Any]:
         f"init={tree['init']} brings a model, so model=... cannot choose another: "
         "name what is to differ (model/mlp=...).",
     )
+    origin.check()
     held = origin.model
     model = _changed(held, _named(tree["model"], named))
-    for name in FIXED:
-        asked, has = getattr(model, name), getattr(held, name)
-        require(asked == has, f"model.{name} is {has} in {tree['init']} and cannot become {asked}: leave it out.")
-    _check_length(tree["init"], held, model)
+    check_changes(tree["init"], held, model)
     spec = _tokenizer(origin, tree["tokenizer"] if "tokenizer" in named else None, held.vocab_size or 0)
     plugins = list(dict.fromkeys([*tree["plugins"], *origin.plugins]))
     own = {"init": origin.name, "model": dataclasses.asdict(model), "tokenizer": spec, "plugins": plugins}
@@ -176,19 +178,6 @@ def _named(tree: Mapping[str, Any], named: Collection[str]) -> dict[str, Any]:
 def _changed(held: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
     merged: dict[str, Any] = {key: merge(key, getattr(held, key), new) for key, new in changes.items()}
     return dataclasses.replace(held, **merged)
-
-
-def _check_length(init: str, held: ModelConfig, model: ModelConfig) -> None:
-    """ConfigError for a context beyond the positions that were learned."""
-    if model.block_size <= held.block_size or as_spec(model.position) != as_spec(held.position):
-        return
-    with torch.device("meta"):
-        limit = GPT(model).position.limit
-    require(
-        limit is None,
-        f"{init} has learned {held.block_size} positions, so model.block_size={model.block_size} is too long for it: "
-        "lower it, or swap the position (position=rope).",
-    )
 
 
 def _tokenizer(origin: Origin, named: Any, vocab_size: int) -> dict[str, Any]:

@@ -117,6 +117,8 @@ def make_state(config: RunConfig, source: Material, display: Display, *, fresh: 
         if config.lora.rank:
             lora.adapt(model, config.lora, config.seed)
         model = model.to(device)
+    except GptlabError:
+        raise
     except (RuntimeError, MemoryError) as error:
         raise _explained(error) from error
     return TrainState(

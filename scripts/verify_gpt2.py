@@ -40,6 +40,10 @@ ROUNDING = 2.0  # bfloat16 may take ours no further from float32 than this many 
 AGREE = 0.999  # of float32's likeliest tokens
 PARTED = 1e-4  # of what leaves a layer, channel by channel
 STEP = 1e-2  # of --perturb
+PERTURB = (
+    f"move one of our tensors by {STEP}, to see the check fail; biases of keys do not show: they add the same "
+    "to all scores of a query, which softmax ignores"
+)
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,11 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="?", default="gpt2", help="gpt2[-medium|-large|-xl], org/name, or a directory")
     parser.add_argument("--text", type=Path, help="a file to take the loss on, beside the texts built in")
-    parser.add_argument("--perturb", metavar="TENSOR", help=f"move one of our tensors by {STEP}, to see the check fail")
+    parser.add_argument("--perturb", metavar="TENSOR", help=PERTURB)
     wanted = parser.parse_args(argv)
     console = Console(highlight=False)
     source = weights.find(wanted.name)
+    weights.check(source.path)  # before transformers, which would say less
     folder = source.path if source.path.is_dir() else source.path.parent
     theirs = _their_model(folder)
     texts, about = _tokens(folder, theirs.config.vocab_size, wanted.text)
@@ -82,11 +87,18 @@ def main(argv: list[str]) -> None:
 def _their_model(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
+    with _in_a_line(folder):
+        return AutoModelForCausalLM.from_pretrained(
+            folder, attn_implementation="eager", dtype=torch.float32, use_safetensors=True
+        ).eval()
+
+
+@contextmanager
+def _in_a_line(folder: Path) -> Iterator[None]:
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
-    except Exception as error:  # whatever it likes
+        yield
+    except Exception as error:  # whatever transformers likes
         raise ConfigError(f"transformers cannot open {folder}: {' '.join(str(error).split())[:200]}") from None
-    return model.eval()
 
 
 def _our_model(name: str, kernel: str, perturbed: str | None) -> GPT:
@@ -113,8 +125,11 @@ def _tokens(folder: Path, n_vocab: int, file: Path | None) -> tuple[list[Tensor]
     if any((folder / name).exists() for name in vocabulary.FILES):
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        encoded, about = [tokenizer(text)["input_ids"] for text in texts], "texts by the tokenizer beside them"
+        with _in_a_line(folder):
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            encoded, about = [tokenizer(text)["input_ids"] for text in texts], "texts by the tokenizer beside them"
+        if not all(encoded):
+            raise ConfigError(f"The tokenizer in {folder} must make ids of any text, but makes none: bring it again.")
     elif n_vocab == GPT2Tokenizer().vocab_size:
         try:
             encoded, about = [GPT2Tokenizer().encode(text) for text in texts], "texts by GPT-2's tokenizer"
@@ -145,7 +160,7 @@ def _logits(ours: GPT, theirs: Any, kernel: str, texts: list[Tensor]) -> Iterato
 
 def _apart(ours: list[Tensor], theirs: list[Tensor]) -> tuple[float, float, float]:
     """The largest difference, the same over the largest logit, and the share of positions with one likeliest token."""
-    far = max(float((mine.float() - its).abs().max()) for mine, its in zip(ours, theirs, strict=True))
+    far = float(torch.stack([(mine.float() - its).abs().max() for mine, its in zip(ours, theirs, strict=True)]).max())
     same = torch.cat([mine.argmax(-1) == its.argmax(-1) for mine, its in zip(ours, theirs, strict=True)], dim=1)
     return far, far / max(float(its.abs().max()) for its in theirs), float(same.float().mean())
 
@@ -191,7 +206,7 @@ def _where(ours: GPT, theirs: Any, text: Tensor) -> str:
         ours(text), theirs(text)
     names = ["the embeddings", *(f"layer {i} (of 0 to {n_layer - 1})" for i in range(n_layer)), "the last norm"]
     far = [_channels_apart(a, b) for a, b in zip(mine, its, strict=True)]
-    parted = next((i for i, value in enumerate(far) if value > PARTED), None)
+    parted = next((i for i, value in enumerate(far) if not value <= PARTED), None)  # so with nan
     if parted is None:
         return f"all layers agree (within {max(far):.1e}), so it is the head, or what is done to its logits."
     return f"the two part first in {names[parted]}, where a channel is off by {far[parted]:.1e} of its size."

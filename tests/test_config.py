@@ -77,6 +77,7 @@ def test_a_rule_changes_options_or_the_whole_variant(base: dict[str, Any], new: 
         lambda: TrainerConfig(keep=0),
         lambda: TrainerConfig(clip=float("nan")),
         lambda: TrainerConfig(on_nonfinite="hope"),
+        lambda: RunConfig(init=""),
         lambda: config(seed=2**63),
         lambda: config(name=""),
         lambda: config(name="a/b"),

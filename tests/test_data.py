@@ -249,7 +249,7 @@ def test_a_text_shorter_than_a_block_is_refused_with_the_way_out(tmp_path: Path)
 
 
 def test_progress_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "PROGRESS", 100)
+    monkeypatch.setattr(data, "PROGRESS", 0)
     monkeypatch.setattr("gptlab.text.reading.BLOCK", 50)
     told: list[str] = []
     (tmp_path / "a.txt").write_text("x" * 1000)

@@ -13,8 +13,8 @@ import tiny
 import torch
 from test_plugins import GOOD
 
-from gptlab import GPT, ModelConfig, checkpoint, export, lora, plugins, registry, rundir, sample, train, weights
-from gptlab.config import LoraConfig, RunConfig
+from gptlab import GPT, ModelConfig, checkpoint, cli, export, lora, plugins, registry, rundir, sample, train, weights
+from gptlab.config import LoraConfig, RunConfig, from_dict
 from gptlab.sampling import Draw, generate
 from gptlab.tokenizer import Tokenizer
 from gptlab.weights import custom_code
@@ -98,6 +98,12 @@ def test_a_known_class_needs_no_code_of_ours(name: str, tmp_path: Path) -> None:
     tokens = torch.randint(model.config.vocab_size or 0, (2, 40))
     assert (type(theirs).__name__, odd, list(path.glob("*.py"))) == (name, {}, [])
     torch.testing.assert_close(theirs(tokens).logits, model(tokens), atol=1e-4, rtol=1e-5)
+
+
+def test_what_train_trains_by_default_has_a_class() -> None:
+    config = from_dict(cli.compose([])).model
+    config.vocab_size = 256
+    assert weights.hf_config(config)["architectures"] == ["ArceeForCausalLM"]
 
 
 @pytest.mark.parametrize("name", CLASSES)

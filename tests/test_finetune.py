@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from gptlab import pretrained, rundir
-from gptlab.errors import DataError
+from gptlab.errors import CheckpointError, DataError
 from gptlab.tokenizer import BPETokenizer, ByteTokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer
 from gptlab.weights import tokenizers, vocabulary
 
@@ -202,6 +204,38 @@ def test_what_cannot_be_is_one_line_and_no_directory(words: str, line: str, gpt2
     assert line in ended.err
     assert ended.err.count("\n") == 1
     assert not Path("r").exists()
+
+
+@pytest.mark.parametrize(
+    "change, line",
+    [
+        (lambda tensors: tensors.update({"transformer.ln_f.bias": torch.zeros(3)}), "must have the shape [16]"),
+        (lambda tensors: tensors.pop("transformer.h.1.ln_1.bias"), "lacks transformer.h.1.ln_1.bias"),
+        (lambda tensors: tensors.update(score=torch.zeros(2)), "holds also score"),
+    ],
+)
+def test_weights_that_are_not_whole_are_one_line_before_the_text_is_read(
+    change: Callable[[dict[str, torch.Tensor]], None], line: str, gpt2: GPT2LMHeadModel
+) -> None:
+    tensors = load_file("hf/model.safetensors")
+    change(tensors)
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, "hf/model.safetensors")
+    Path("text.txt").unlink()
+    ended = tune()
+    assert ended.code == 2
+    assert line in ended.err
+    assert ended.err.count("\n") == 1
+    assert not Path("r").exists()
+
+
+def test_weights_that_break_while_they_are_read_are_one_line_too(
+    gpt2: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(model: object, init: str, note: object) -> None:
+        raise CheckpointError(f"{init} cannot be read")
+
+    monkeypatch.setattr(pretrained, "fill", damaged)
+    assert tune().code == 2
 
 
 def test_weights_without_a_tokenizer_ask_for_one_of_as_many_ids(gpt2: GPT2LMHeadModel) -> None:

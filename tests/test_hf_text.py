@@ -267,7 +267,7 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path: Path) -> None:
         ("above 0 and below 1", {"path": str(rows), "val_fraction": 0.0}),
         ("mend the path", {"path": str(tmp_path / "none.parquet")}),
         ("mend the path", {"path": str(tmp_path / "empty")}),
-        ("mend the path", {"path": str(mixed)}),
+        ("holds both", {"path": str(mixed)}),
         ("Parquet|parquet", {"path": str(broken)}),
         ("one of id, text, but is 'body'", {"path": str(rows), "column": "body"}),
         ("body", {"path": str(lines), "column": "body"}),
@@ -278,6 +278,36 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path: Path) -> None:
         with pytest.raises((ConfigError, DataError), match=message) as caught:
             prepare(build("data", {"name": "hf", **options}), build("tokenizer", "byte"))
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ('{"text": "a\\ud800b"}', "half a surrogate pair in 'text'"),
+        ('{"text": ', "must be a JSON object"),
+        ('"text"', "must be a JSON object, but line 10 of .* is str"),
+        ('{"body": "a"}', "data.column must be one of body, but is 'text'"),
+        ('{"text": ["a"]}', "data.column must hold text, but 'text' is list"),
+        ('{"text": "a\udcff"}', "must be a JSON object"),
+    ],
+)
+def test_a_line_without_text_is_named_with_its_file(
+    line: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hf, "GROUP", 4)
+    path = write(tmp_path / "rows" / "a.jsonl", texts(8))
+    path.write_bytes(path.read_bytes() + b"\n" + line.encode(errors="surrogateescape") + b"\n")
+    with pytest.raises(DataError, match=said) as caught:
+        prepare(source(path.parent), build("tokenizer", "byte"))
+    assert f"line 10 of {path}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_endings_may_be_in_capitals(tmp_path: Path) -> None:
+    for ending in ("parquet", "jsonl"):
+        path = write(tmp_path / f"a.{ending}", texts(20))
+        loud = path.rename(tmp_path / f"A.{ending.upper()}")
+        assert [text for _, text in source(loud).documents()] == [text for text in texts(20) if text]
 
 
 def test_a_training_reads_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

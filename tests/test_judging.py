@@ -241,11 +241,12 @@ def test_tasks_of_ones_own_are_judged_offline(home: Path, judged: Judged) -> Non
     assert told["tiny_asked"]["exact_match,none"] == pytest.approx(hits / len(rows))
 
 
-def test_a_table_is_printed_and_limits_are_kept(home: Path) -> None:
+def test_a_table_is_printed_and_limits_are_kept(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
     ended = ask(home, "--tasks", "tiny_choices", "--limit", "2", "--shots", "1", "--batch", "3")
     assert ended.code == 0, ended.err
     assert ended.out.split()[:2] == ["tiny_choices", "acc"]
     assert float(ended.out.split()[2]) in (0.0, 0.5, 1.0)
+    assert "git" not in capfd.readouterr().err  # which the harness asks for a commit, wherever one stands
 
 
 @pytest.mark.parametrize(

@@ -308,6 +308,28 @@ def break_pickle(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
 
 
+def break_eight_bits(folder: Path) -> None:
+    edit_tensors(folder, lambda tensors: tensors.update({k: v.to(torch.float8_e4m3fn) for k, v in tensors.items()}))
+
+
+def break_n_layer(folder: Path) -> None:
+    edit_config(folder, n_layer=10**6)
+
+
+def break_vocab_size(folder: Path) -> None:
+    edit_config(folder, vocab_size=10**12)
+
+
+def break_index_of_numbers(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": 3, "b": "x", "c": [3]}}')
+
+
+def break_link(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(folder / "gone.safetensors")
+
+
 def break_empty(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
@@ -347,7 +369,10 @@ def break_twice(folder: Path) -> None:
         (break_missing, r"lacks transformer\.h\.2\.ln_1\.bias"),
         (break_left_over, "holds also score"),
         (break_other_head, "lm_head.weight is not"),
-        (break_whole_numbers, "torch.int8.* plain numbers"),
+        (break_whole_numbers, "is I8, no plain numbers"),
+        (break_eight_bits, "is F8_E4M3, no plain numbers"),
+        (break_n_layer, "has 1000000 layers, as its config.json says, but only"),
+        (break_vocab_size, r"shape \[1000000000000, 32\], as its config.json says"),
         (break_truncated, "no whole safetensors"),
         (break_scrambled, "no whole safetensors"),
         (break_pickle, r"pytorch_model\.bin .* pickle .* convert"),
@@ -355,7 +380,9 @@ def break_twice(folder: Path) -> None:
         (break_no_config, r"config\.json is needed"),
         (break_config, r"config\.json is damaged"),
         (break_index, "files of its own directory"),
-        (break_shard, "no whole safetensors"),
+        (break_index_of_numbers, "files of its own directory"),
+        (break_shard, r"model-1\.safetensors is named by an index or a link, but is not there"),
+        (break_link, "is named by an index or a link, but is not there"),
         (break_twice, "another file"),
     ],
 )
@@ -369,11 +396,12 @@ def test_a_damaged_directory_is_one_clear_line(gpt2: Path, fault: Callable[[Path
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model_type": "gpt22"}, "no architecture 'gpt22'.*'gpt2'"),
+        ({"model_type": "gpt22"}, "no architecture 'gpt22': it reads gpt2, .*cohere"),
         ({"model_type": "bert"}, "no architecture 'bert'"),
         ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
         ({"n_embd": "many"}, "refuses these settings"),
         ({"activation_function": "gelu_fast"}, "gelu_fast"),
+        ({"vocab_size": 10**30}, "sizes that no model can have"),
     ],
 )
 def test_a_config_that_is_not_ours_is_one_clear_line(gpt2: Path, changes: dict[str, Any], said: str) -> None:
@@ -387,6 +415,15 @@ def test_a_pickle_named_by_itself_is_not_opened(gpt2: Path) -> None:
     (gpt2 / "model.bin").write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(CheckpointError, match="pickle"):
         weights.load(gpt2 / "model.bin")
+
+
+def test_a_file_or_a_path_that_holds_no_weights_is_told_what_does(gpt2: Path) -> None:
+    (gpt2 / "input.txt").write_text("a text")
+    with pytest.raises(ConfigError, match="is no safetensors file: name that, or the directory"):
+        weights.load(gpt2 / "input.txt")
+    for nowhere in ("/nowhere", "~/nowhere", "./nowhere"):
+        with pytest.raises(ConfigError, match=f"There is no {nowhere}: name a directory"):
+            weights.load(nowhere)
 
 
 def test_names_without_the_models_prefix_masks_and_a_stored_head_are_known(gpt2: Path) -> None:
@@ -447,6 +484,21 @@ def test_a_part_may_be_swapped_and_the_context_shortened(gpt2: Path) -> None:
         weights.load(gpt2, n_layers=4)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"block_size": 200}, "has learned 64 positions, so model.block_size=200 is too long"),
+        ({"n_embd": 64}, "n_embd is 32 in .* cannot become 64"),
+        ({"vocab_size": 10}, "vocab_size is 61 in .* cannot become 10"),
+    ],
+)
+def test_a_change_that_leaves_the_weights_without_meaning_is_refused(
+    gpt2: Path, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        weights.load(gpt2, **changes)
+
+
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The hub's cache, empty, and no network."""
@@ -503,3 +555,49 @@ def test_the_check_for_real_weights_says_equivalent_or_where_not(gpt2: Path, mon
         assert empty.err.splitlines()[-1].startswith("gptlab: --text names a text")
     nowhere = call(script, str(gpt2 / "nothing"))
     assert (nowhere.code, nowhere.err.count("\n")) == (2, 1)
+
+
+def break_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{")
+
+
+def break_tokenizer_without_words(folder: Path) -> None:
+    empty = '{"added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}'
+    (folder / "tokenizer.json").write_text(empty)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (break_wrong_shape, "must have the shape"),
+        (lambda folder: edit_config(folder, quantization_config={"quant_method": "gptq"}), "quantised (gptq)"),
+        (lambda folder: edit_config(folder, model_type="bert"), "no architecture 'bert'"),
+        (break_tokenizer, "transformers cannot open"),
+        (break_tokenizer_without_words, "The tokenizer in"),
+    ],
+)
+def test_the_check_says_what_it_cannot_open_in_a_line(
+    gpt2: Path, fault: Callable[[Path], None], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    fault(gpt2)
+    ended = call(importlib.import_module("verify_gpt2"), str(gpt2))
+    assert ended.code == 2
+    assert said in ended.err.splitlines()[-1]
+    assert "Traceback" not in ended.err
+
+
+def test_the_check_opens_no_pickle_and_knows_numbers_that_are_none(gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    script = importlib.import_module("verify_gpt2")
+    edit_tensors(gpt2, lambda tensors: tensors["transformer.h.1.ln_1.weight"].fill_(torch.nan))
+    ended = call(script, str(gpt2))
+    assert ended.code == 1, ended.err
+    assert "the two part first in layer 1 " in ended.out
+    (gpt2 / "model.safetensors").rename(gpt2 / "weights.safetensors")
+    (gpt2 / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+    ended = call(script, str(gpt2))
+    assert ended.code == 2
+    assert "transformers cannot open" in ended.err.splitlines()[-1]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Annotated, Any, ClassVar
@@ -59,8 +59,12 @@ class HubSource(Scattered):
         path = Path(self.path).expanduser()
         found = sorted(path.rglob("*"), key=lambda file: file.relative_to(path).parts) if path.is_dir() else [path]
         found = [file for file in found if file.is_file() and _kind(file)]
-        if not found or len(set(map(_kind, found))) > 1:
+        if not found:
             raise DataError(f"data.path must be .parquet files or .jsonl files, but {path} is not: mend the path.")
+        if len(set(map(_kind, found))) > 1:
+            raise DataError(
+                f"data.path must be .parquet files or .jsonl files, but {path} holds both: name a folder each."
+            )
         return found
 
     def reading(self) -> list[object]:
@@ -89,16 +93,9 @@ class HubSource(Scattered):
             done = skip if number == begin else 0  # groups of rows
             for rows in self._groups(file, done):
                 self.mark = (found, (number, done, commit))
-                texts = self._texts(rows)
+                texts = [text for text in rows if text]
                 yield from ((True, text) for text in texts)
                 found, done = found + len(texts), done + 1
-
-    def _texts(self, rows: list[Any]) -> list[str]:
-        """The rows that have text. DataError for what is something else."""
-        odd = next((row for row in rows if row and not isinstance(row, str)), None)
-        if odd is not None:
-            raise DataError(f"data.column must hold text, but {self.column!r} is {type(odd).__name__}.")
-        return [row for row in rows if row]
 
     def _hub_files(self, revision: str | None) -> list[str]:
         """Where the files of the split are, each by its commit."""
@@ -113,36 +110,68 @@ class HubSource(Scattered):
             raise DataError(f"data=hf reads .parquet and .jsonl, but {odd} is neither: try another data.revision.")
         return files
 
-    def _groups(self, file: str, skip: int) -> Iterator[list[Any]]:
+    def _groups(self, file: str, skip: int) -> Iterator[list[str | None]]:
         """The texts of a file on this machine or on the Hub, group after group, without the first `skip` groups."""
         import fsspec
 
         with fsspec.open(file, "rb", compression="infer") as opened:
             groups = _parquet_groups if _kind(file) == "parquet" else _json_groups
-            yield from groups(opened, self.column, skip)
+            yield from groups(opened, file, self.column, skip)
 
 
-def _parquet_groups(file: IO[bytes], column: str, skip: int) -> Iterator[list[Any]]:
+def _parquet_groups(file: IO[bytes], name: str, column: str, skip: int) -> Iterator[list[str | None]]:
     """A group is what the file calls a row group; only it is in memory, since nothing is read ahead."""
     from pyarrow.parquet import ParquetFile
 
     with ParquetFile(file, pre_buffer=False) as table:
         if column not in table.schema_arrow.names:
-            raise DataError(f"data.column must be one of {', '.join(table.schema_arrow.names)}, but is {column!r}.")
+            raise DataError(_no_column(name, table.schema_arrow.names, column))
         for group in range(skip, table.num_row_groups):
-            yield table.read_row_group(group, [column]).column(0).to_pylist()
+            rows = table.read_row_group(group, [column]).column(0).to_pylist()
+            yield [_text(row, column, name) for row in rows]
 
 
-def _json_groups(file: IO[bytes], column: str, skip: int) -> Iterator[list[Any]]:
+def _json_groups(file: IO[bytes], name: str, column: str, skip: int) -> Iterator[list[str | None]]:
     """A group is GROUP lines."""
     for number in itertools.count():
         lines = list(itertools.islice(file, GROUP))
         if not lines:
             return
         if number >= skip:
-            yield [json.loads(line)[column] for line in lines if line.strip()]
+            numbered = enumerate(lines, start=number * GROUP + 1)
+            yield [_row(line, column, f"line {at} of {name}") for at, line in numbered if line.strip()]
+
+
+def _row(line: bytes, column: str, where: str) -> str | None:
+    """The text of a line of JSON. DataError saying `where` there is none."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"Each line must be a JSON object, but {where} is not ({error}): mend it.") from None
+    if not isinstance(row, dict):
+        raise DataError(f"Each line must be a JSON object, but {where} is {type(row).__name__}: mend it.")
+    if column not in row:
+        raise DataError(_no_column(where, row, column))
+    return _text(row[column], column, where)
+
+
+def _text(value: Any, column: str, where: str) -> str | None:
+    """What a row has in its column: text, or nothing. DataError for what is something else."""
+    if not value:
+        return None
+    if not isinstance(value, str):
+        raise DataError(f"data.column must hold text, but {column!r} is {type(value).__name__} in {where}.")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # JSON can spell it
+        raise DataError(f"{where} has half a surrogate pair in {column!r}, which is no text: mend it.") from None
+    return value
+
+
+def _no_column(where: str, columns: Iterable[str], column: str) -> str:
+    return f"data.column must be one of {', '.join(columns)}, but is {column!r}, in {where}."
 
 
 def _kind(file: Path | str) -> str | None:
     """The format of a file that is read here."""
-    return next((kind for ending, kind in HubSource.kinds.items() if str(file).endswith(ending)), None)
+    return next((kind for ending, kind in HubSource.kinds.items() if str(file).lower().endswith(ending)), None)

@@ -87,6 +87,12 @@ def llama(said: Settings, *, partial: bool = False) -> Options:
     }
 
 
+def arcee(said: Settings) -> Options:
+    """Arcee: Llama with an MLP that has no gate. Arcee AI 2025, AFM-4.5B."""
+    options = llama(said)
+    return options | {"mlp": options["mlp"] | {"name": "plain"}}
+
+
 def mistral(said: Settings) -> Options:
     """Mistral: all layers slide. Jiang et al. 2023, arXiv:2310.06825."""
     return _attending(llama(said), window=said["sliding_window"])

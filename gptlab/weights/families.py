@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptlab.config import ModelConfig
-from gptlab.errors import ConfigError, GptlabError, did_you_mean
+from gptlab.errors import ConfigError, GptlabError
 from gptlab.weights import architectures, names
 from gptlab.weights.composition import close, composition, differences
 from gptlab.weights.names import Table
@@ -129,7 +129,7 @@ def family_for(said: Settings) -> Family:
     known = {family.model_type: family for family in FAMILIES}
     kind = str(said.get("model_type", ""))
     if kind not in known:
-        raise ConfigError(f"gptlab knows no architecture {kind!r}. {did_you_mean(kind, known)}")
+        raise ConfigError(f"gptlab knows no architecture {kind!r}: it reads {', '.join(known)}.")
     return known[kind]
 
 
@@ -192,6 +192,7 @@ FAMILIES = (  # in the order in which a model's class is looked for
         ("rotary_emb_base", "rotary_pct", "rope_scaling"), _MASKS,
     ),
     Family("llama", "LlamaForCausalLM", architectures.llama, _always(names.llama())),
+    Family("arcee", "ArceeForCausalLM", architectures.arcee, _always(names.llama(gated=False))),
     Family("mistral", "MistralForCausalLM", architectures.mistral, _always(names.llama())),
     Family("qwen2", "Qwen2ForCausalLM", architectures.qwen2, _always(names.llama())),
     Family("qwen3", "Qwen3ForCausalLM", architectures.qwen3, _always(names.llama(), names.qk_norm())),

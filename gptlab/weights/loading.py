@@ -13,8 +13,8 @@ import torch
 
 from gptlab import registry
 from gptlab.components.attention.softmax import SoftmaxAttention
-from gptlab.config import LAYER_SLOTS, ModelConfig, as_spec, merge_spec
-from gptlab.errors import CheckpointError, ConfigError, did_you_mean
+from gptlab.config import LAYER_SLOTS, ModelConfig, as_spec, merge_spec, require
+from gptlab.errors import CheckpointError, ConfigError, GptlabError, did_you_mean
 from gptlab.model import GPT
 from gptlab.weights.composition import composition
 from gptlab.weights.families import Family, family_for
@@ -22,6 +22,7 @@ from gptlab.weights.names import Table
 from gptlab.weights.source import Source, find
 from gptlab.weights.table import Link, links
 
+FIXED = ("vocab_size", "n_embd", "n_head", "embedding_size")  # without these the tensors mean nothing
 TABLE = "position.table.weight"  # learned positions: the first of them serve a shorter context
 
 
@@ -44,9 +45,11 @@ def load(name: str | Path, *, seed: int = 0, note: Callable[[str], None] = print
     fits is taken, and `note` is told what is new. Parameters are float32; the model is in eval mode, on the CPU.
     """
     source = find(name)
-    held, config = config_of(source), config_of(source, **changes)
+    whole = _whole(source)
+    held, config = whole.config, config_of(source, **changes)
+    check_changes(str(source.path), held, config)
     model = _unfilled(config) if composition(config) == composition(held) else GPT(config, seed)
-    fit = fill(model, source)
+    fit = _fill(model, source, whole)
     if fit.new or fit.left:
         note(f"{source.path}: {fit}.")
     return model.eval()
@@ -58,7 +61,7 @@ def config_of(source: Source | str | Path, **changes: Any) -> ModelConfig:
     A part of the same name changes its options; softmax attentions, which differ in their kernel, keep theirs.
     """
     source = source if isinstance(source, Source) else find(source)
-    held = family_for(source.settings).config(source.settings)
+    held = _family(source).config(source.settings)
     known = {field.name for field in dataclasses.fields(ModelConfig)}
     for key in changes.keys() - known:
         raise ConfigError(f"There is no setting model.{key}. {did_you_mean(key, known)}")
@@ -66,25 +69,84 @@ def config_of(source: Source | str | Path, **changes: Any) -> ModelConfig:
     return dataclasses.replace(held, **merged)
 
 
-@torch.no_grad()
+def check_changes(name: str, held: ModelConfig, config: ModelConfig) -> None:
+    """ConfigError where weights of the model `held` mean nothing in this one, or have learned too few positions."""
+    for field_name in FIXED:
+        asked, has = getattr(config, field_name), getattr(held, field_name)
+        require(asked == has, f"model.{field_name} is {has} in {name} and cannot become {asked}: leave it out.")
+    if config.block_size <= held.block_size or as_spec(config.position) != as_spec(held.position):
+        return
+    with torch.device("meta"):
+        limit = GPT(config).position.limit
+    require(
+        limit is None,
+        f"{name} has learned {held.block_size} positions, so model.block_size={config.block_size} is too long for it: "
+        "lower it, or swap the position (position=rope).",
+    )
+
+
+def check(name: str | Path) -> None:
+    """CheckpointError or ConfigError when files are not, tensor for tensor, what their config says. Reads no tensor."""
+    _whole(find(name))
+
+
 def fill(model: GPT, source: Source | str | Path) -> Fit:
     """Put weights into a model, tensor by tensor. What it has otherwise than their own model keeps its values.
 
     CheckpointError when the files are not, tensor for tensor, what their config says.
     """
     source = source if isinstance(source, Source) else find(source)
-    family = family_for(source.settings)
-    with torch.device("meta"):
-        own = GPT(family.config(source.settings))
-    held = own.tensors()
-    table = family.table(own.config)
+    return _fill(model, source, _whole(source))
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """Weights that were held to their config: their own model, without storage, and the place of each tensor."""
+
+    config: ModelConfig
+    tensors: Mapping[str, torch.Tensor]
+    links: list[Link]
+    places: Mapping[str, str]
+
+
+def _whole(source: Source) -> _Whole:
+    family = _family(source)
+    config = family.config(source.settings)
+    try:
+        with torch.device("meta"):
+            held = GPT(config).tensors()
+    except GptlabError:
+        raise
+    except (RuntimeError, TypeError):  # products beyond 64 bits
+        raise ConfigError(f"The config of {source.path} has sizes that no model can have: mend it.") from None
+    table = family.table(config)
     found = links(table, held)
     places = _places(source, family, table, {link.theirs for link in found})
     for link in found:
+        source.check(places[link.theirs])
         _check_shape(source, places[link.theirs], list(link.write([held[name] for name in link.ours]).shape))
+    return _Whole(config, held, found, places)
+
+
+def _family(source: Source) -> Family:
+    """The family of the weights. CheckpointError for more layers than there are tensors, before any is laid out."""
+    family = family_for(source.settings)
+    said = [source.settings.get(key) for key in ("n_layer", "num_hidden_layers")]
+    for n_layer in (value for value in said if isinstance(value, int)):
+        if n_layer > len(source.files):
+            raise CheckpointError(
+                f"{source.path} has {n_layer} layers, as its config.json says, but only {len(source.files)} tensors: "
+                "bring the two that belong together."
+            )
+    return family
+
+
+@torch.no_grad()
+def _fill(model: GPT, source: Source, whole: _Whole) -> Fit:
     fit, waiting = Fit(), model.tensors()
-    for link in found:
-        for name, part in zip(link.ours, link.read(source.read(places[link.theirs]), _sizes(link, held)), strict=True):
+    for link in whole.links:
+        held = source.read(whole.places[link.theirs])
+        for name, part in zip(link.ours, link.read(held, _sizes(link, whole.tensors)), strict=True):
             mine = waiting.get(name)
             if mine is not None and name == TABLE and mine.shape[1:] == part.shape[1:]:
                 part = part[: len(mine)]

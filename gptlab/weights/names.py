@@ -149,14 +149,14 @@ OUT_NORM = {OUT_OF_ATTENTION: "post_attention_layernorm", OUT_OF_MLP: "post_feed
 SANDWICH = {BEFORE_ATTENTION: "input_layernorm", BEFORE_MLP: "pre_feedforward_layernorm", **OUT_NORM}
 
 
-def llama(norms: dict[str, str] = PRE_NORM) -> Table:
+def llama(norms: dict[str, str] = PRE_NORM, *, gated: bool = True) -> Table:
     """Llama, and what followed its names; `norms` are those of a layer."""
     layer = "model.layers.{i}"
     return (
         *ends("model.embed_tokens", "model.norm"),
         *(Row(ours, f"{layer}.{theirs}") for ours, theirs in norms.items()),
         *same(A, f"{layer}.self_attn", q="q_proj", k="k_proj", v="v_proj", proj="o_proj"),
-        *swiglu(M, f"{layer}.mlp"),
+        *(swiglu if gated else ungated)(M, f"{layer}.mlp"),
     )
 
 
@@ -276,6 +276,11 @@ def of_layers(table: Table, layers: tuple[int, ...]) -> Table:
 def swiglu(ours: str, theirs: str) -> Table:
     """A gated MLP in Llama's names."""
     return same(ours, theirs, gate="gate_proj", up="up_proj", proj="down_proj")
+
+
+def ungated(ours: str, theirs: str) -> Table:
+    """The same without a gate."""
+    return same(ours, theirs, up="up_proj", proj="down_proj")
 
 
 def same(ours: str, theirs: str, **names: str) -> Table:

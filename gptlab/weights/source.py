@@ -20,6 +20,7 @@ from gptlab.weights.settings import Settings
 OPENAI = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 INDEX, SINGLE, CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
 WANTED = ["*.json", "*.safetensors", "*.txt", "*.model"]  # of a repository: no pickles, no other formats
+PLAIN = ("F64", "F32", "F16", "BF16")  # what a number may be stored as
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -40,14 +41,19 @@ class Source:
         """The shape of a tensor, which is not read."""
         return list(self.files[name].get_slice(name).get_shape())
 
+    def check(self, name: str) -> None:
+        """CheckpointError where a tensor, which is not read, holds codes of a quantiser."""
+        kind = self.files[name].get_slice(name).get_dtype()
+        if kind not in PLAIN:
+            raise CheckpointError(f"{name} of {self.path} is {kind}, no plain numbers: name the original.")
+
     def read(self, name: str) -> Tensor:
         """One tensor. CheckpointError where it cannot be read, or holds codes of a quantiser."""
+        self.check(name)
         try:
             tensor: Tensor = self.files[name].get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{name} of {self.path} cannot be read ({error}): bring the file again.") from None
-        if not tensor.is_floating_point():
-            raise CheckpointError(f"{name} of {self.path} is {tensor.dtype}, no plain numbers: name the original.")
         return tensor
 
 
@@ -56,8 +62,12 @@ def find(name: str | Path) -> Source:
     path = Path(name).expanduser()
     if not path.exists():
         path = _cached(str(name))
-    if path.is_file() and path.suffix != ".safetensors":
+    if path.is_file() and any(path.match(pattern) for pattern in PICKLES):
         raise CheckpointError(_no_pickles(path))
+    if path.is_file() and path.suffix != ".safetensors":
+        raise ConfigError(
+            f"{path} is no safetensors file: name that, or the directory that holds config.json and {SINGLE}."
+        )
     folder, files = (path.parent, [path]) if path.is_file() else (path, _files(path))
     return Source(path, _json(folder / CONFIG), _opened(files))
 
@@ -66,6 +76,8 @@ def _cached(name: str) -> Path:
     """Where the hub's cache has a repository, downloaded if need be."""
     from huggingface_hub import snapshot_download
 
+    if name.startswith(("/", "~", ".")):
+        raise ConfigError(f"There is no {name}: name a directory that holds config.json and {SINGLE}.")
     if name not in OPENAI and (name.count("/") != 1 or name.endswith(".safetensors")):
         raise ConfigError(
             f"Weights are a directory, a .safetensors file, {', '.join(OPENAI)}, or a name of the Hugging Face hub "
@@ -98,10 +110,10 @@ def _files(folder: Path) -> list[Path]:
         return [folder / SINGLE]
     if (folder / INDEX).exists():
         shards = _json(folder / INDEX).get("weight_map")
-        listed = sorted(set(shards.values())) if isinstance(shards, dict) else []
-        if not listed or any(Path(str(shard)).name != shard for shard in listed):
+        listed = list(shards.values()) if isinstance(shards, dict) else []
+        if not listed or not all(isinstance(shard, str) and Path(shard).name == shard for shard in listed):
             raise CheckpointError(f"{folder / INDEX} must list files of its own directory: bring it again.")
-        return [folder / shard for shard in listed]
+        return [folder / shard for shard in sorted(set(listed))]
     found = sorted(folder.glob("*.safetensors"))
     if len(found) == 1:
         return found
@@ -133,6 +145,8 @@ def _json(path: Path) -> Settings:
 def _opened(paths: list[Path]) -> dict[str, Any]:
     files: dict[str, Any] = {}
     for path in paths:
+        if not path.exists():
+            raise CheckpointError(f"{path} is named by an index or a link, but is not there: bring it again.")
         try:
             opened = safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gptlab.weights import names
 from reference.harness import Family
-from reference.settings import GEGLU, GROUPED, LLAMA, NO_SDPA, PLUS_ONE, RAMP, RMSNORM, WINDOW, G, rope
+from reference.settings import GEGLU, GROUPED, LLAMA, NO_SDPA, PLUS_ONE, RAMP, RMSNORM, WINDOW, C, F, G, rope
 
 
 def llamas() -> list[Family]:
@@ -31,6 +31,11 @@ def llamas() -> list[Family]:
             "llama_3", "LlamaForCausalLM",
             {**GROUPED, **rope(rope_type="llama3", **stretched, low_freq_factor=1.0, high_freq_factor=4.0)},
             {**LLAMA, "position": {"name": "llama3", "factor": 4.0, "original": 16}}, names.llama(),
+        ),
+        Family(
+            "arcee", "ArceeForCausalLM", {**GROUPED, "mlp_bias": True},
+            {**LLAMA, "mlp": {"name": "plain", "activation": "relu2", "expand": F / C, "bias": True}},
+            names.llama(gated=False),
         ),
         Family(
             "mistral", "MistralForCausalLM", {**GROUPED, "sliding_window": WINDOW},
