@@ -35,13 +35,13 @@ def measure(card: Card) -> Record:
     """What a card holds of a variant with its defaults, but for the laws."""
     small, other = _small(card.slot, card.name), PARTNER.get(card.slot, "")
     usual, costs = (_costs(config) for config in (GPT2, with_slot(GPT2, card.slot, getattr(small, card.slot))))
-    mixers = list(softmax_mixers(GPT(small))) if other else []
+    mixers, runs = list(softmax_mixers(GPT(small))) if other else [], _takes if card.slot == "attention" else _can
     return Record(
         source=card.source,
         torch=torch.__version__.partition("+")[0],
         costs={key: [number, usual[key]] for key, number in costs.items()},
         partners=[name for name in (registry.names(other) if other else []) if _fits(small, other, name)],
-        kernels=[kernel.name for kernel in KERNELS if mixers and all(_runs(mixer, kernel) for mixer in mixers)],
+        kernels=[kernel.name for kernel in KERNELS if mixers and all(runs(mixer, kernel) for mixer in mixers)],
     )
 
 
@@ -84,9 +84,14 @@ def _fits(config: ModelConfig, slot: str, name: str) -> bool:
     return refusal(with_slot(config, slot, getattr(_small(slot, name), slot))) is None
 
 
-def _runs(mixer: Planned, kernel: Kernel) -> bool:
+def _can(mixer: Planned, kernel: Kernel) -> bool:
+    """Whether a kernel can do what the mixer needs."""
+    return mixer.plan.needs() <= kernel.can
+
+
+def _takes(mixer: Planned, kernel: Kernel) -> bool:
     """Whether the mixer may come to run on that kernel: its own, or any that can where it is left to choose."""
-    return mixer.kernel is kernel or (mixer.kernel is AUTO and mixer.plan.needs() <= kernel.can)
+    return mixer.kernel in (kernel, AUTO) and _can(mixer, kernel)
 
 
 def _costs(config: ModelConfig) -> dict[str, Any]:

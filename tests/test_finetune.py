@@ -211,6 +211,7 @@ def test_what_cannot_be_is_one_line_and_no_directory(words: str, line: str, gpt2
     [
         (lambda tensors: tensors.update({"transformer.ln_f.bias": torch.zeros(3)}), "must have the shape [16]"),
         (lambda tensors: tensors.pop("transformer.h.1.ln_1.bias"), "lacks transformer.h.1.ln_1.bias"),
+        (lambda tensors: tensors.update({name: x.to(torch.int8) for name, x in tensors.items()}), "no plain numbers"),
         (lambda tensors: tensors.update(score=torch.zeros(2)), "holds also score"),
     ],
 )

@@ -309,7 +309,11 @@ def break_pickle(folder: Path) -> None:
 
 
 def break_eight_bits(folder: Path) -> None:
-    edit_tensors(folder, lambda tensors: tensors.update({k: v.to(torch.float8_e4m3fn) for k, v in tensors.items()}))
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["lm_head.weight"] = tensors["transformer.wte.weight"].clone()
+        tensors.update({name: tensor.to(torch.float8_e4m3fn) for name, tensor in tensors.items()})
+
+    edit_tensors(folder, change)
 
 
 def break_n_layer(folder: Path) -> None:
@@ -597,7 +601,7 @@ def test_the_check_opens_no_pickle_and_knows_numbers_that_are_none(gpt2: Path, m
     assert ended.code == 1, ended.err
     assert "the two part first in layer 1 " in ended.out
     (gpt2 / "model.safetensors").rename(gpt2 / "weights.safetensors")
-    (gpt2 / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+    torch.save(reference(BOTH[0]).model.state_dict(), gpt2 / "pytorch_model.bin")
     ended = call(script, str(gpt2))
     assert ended.code == 2
     assert "transformers cannot open" in ended.err.splitlines()[-1]
