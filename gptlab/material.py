@@ -55,6 +55,11 @@ class Material(ABC):
     def evaluate(self, model: GPT, reduced: Reduced) -> dict[str, float]:
         """val/loss in nats and what else is measured on validation, in the part that trainer.eval_part names."""
 
+    @property
+    @abstractmethod
+    def measured(self) -> tuple[str, ...]:
+        """The names of what `evaluate` measures."""
+
     @abstractmethod
     def check_sample(self, model: GPT) -> None:
         """ConfigError where a sample could not be made."""
@@ -127,6 +132,10 @@ class Text(Material):
         train, seed = self.dataset.train, self.config.seed
         return data.sample_batch(train, seed=seed, step=step, n=self.n_sequences, block_size=self.length)
 
+    @property
+    def measured(self) -> tuple[str, ...]:
+        return ("val/loss", "val/bpb")
+
     def evaluate(self, model: GPT, reduced: Reduced) -> dict[str, float]:
         tokens = data.part_of(self.dataset.val, self.plan.eval_part)
         loss = evaluate(model, tokens, batch_size=self.plan.batch_size, autocast=reduced)
@@ -180,6 +189,11 @@ class Questioned(Material):
     def batch(self, step: int) -> Pair:
         inputs, targets = self.task.batch(self.config.seed, step, self.n_sequences)
         return torch.from_numpy(inputs), torch.from_numpy(targets)
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        beyond = ["", *(f"@{size}" for size in self.task.lengths if size != self.task.length)]
+        return tuple(f"val/{what}{at}" for what in ("loss", "accuracy", "solved") for at in beyond)
 
     def evaluate(self, model: GPT, reduced: Reduced) -> dict[str, float]:
         row: dict[str, float] = {}

@@ -250,7 +250,7 @@ PRESETS = [
 def test_a_preset_composes_and_builds(group: str, name: str) -> None:
     cli.register_schemas([])
     with initialize_config_dir(str(conf_dir.find()), version_base="1.3"):
-        composed = compose("train", overrides=[f"{group}={name}", "data=python"])
+        composed = compose("train", overrides=[f"{group}={name}"])
     config = from_dict(cli._plain(composed))
     with torch.device("meta"):
         model = GPT(ModelConfig(**{**vars(config.model), "vocab_size": 50257}))

@@ -268,6 +268,7 @@ def test_a_stop_in_this_process_is_meant_for_all_that_follow(monkeypatch: pytest
 def test_where_a_launcher_gives_up_over_a_killed_point_the_others_are_still_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs gptlab[slurm]")
     orders, asked = plan(3), []
 
     def run_hydra(left: Sequence[Order], words: object) -> None:

@@ -255,7 +255,8 @@ def test_where_no_trial_has_a_result_the_exit_code_says_so(monkeypatch: pytest.M
     assert ended.code == 1
     assert "No trial has a result" in ended.out
     ended = run(monkeypatch, LR, "trials=1", "metric=val/los", "dir=t")
-    assert "The run did not measure 'val/los'. Did you mean 'val/loss'?" in ended.out
+    assert (ended.code, Path("t").exists()) == (2, False)
+    assert "what the runs measure, but is 'val/los'. Did you mean 'val/loss'?" in ended.err
 
 
 def test_a_combination_that_cannot_be_costs_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,7 +181,11 @@ ODD = {
     "screen=0.5,0.25": "rising shares",
     "screen=1.5": "rising shares",
     "ladder=1,2": "three sizes or more",
-    "margin=-1": "margin must be 0 or more",
+    "margin=-1": "margin must be a number of 0 or more",
+    "margin=.inf": "margin must be a number of 0 or more",
+    "screen=0.25,0.25": "rising shares",
+    "base=[seed=3]": "say seeds=",
+    "base=[match=params]": "is a setting of the study, not of its runs",
     "better=up": "lower, higher",
     "mlps": "Did you mean study=mlps?",
     "--foo": "takes KEY=VALUE and -m",
@@ -202,6 +206,9 @@ def test_what_the_runs_do_not_know_is_refused_by_the_arm() -> None:
     refused("no option 'expnd'", *BASE, "model/mlp=gelu,swiglu", "model.mlp.expnd=3")
     refused("two arms or more, but has 0", *BASE, "model/mlp=gelu")
     refused("There is no arm 'gleu'. Did you mean 'gelu'?", *BASE, "model/mlp=gelu,swiglu", "baseline=gleu")
+    refused("holds no study to go on with", "dir=nowhere", "seeds=8")
+    refused("what the runs measure, but is 'val/los'", *BASE, "model/mlp=gelu,swiglu", "metric=val/los")
+    refused("what the runs measure, but is 'val/accuracy@40'", *BASE, "model/mlp=gelu,swiglu", "metric=val/accuracy@40")
 
 
 PRESET = """
@@ -230,8 +237,15 @@ def test_arms_of_the_command_line_take_the_place_of_a_presets(home: Path) -> Non
     asked = read(["study=mine.yaml", "position=rope,alibi"])
     assert list(asked.study.arms) == ["rope", "alibi"]
     assert asked.changed == ["arms: rope, alibi (the preset has thin, wide)"]
+    assert asked.study.question == ""  # that of the preset is about its own arms
     with pytest.raises(ConfigError, match=r"The arms differ in model.mlp.expand"):
         read(["study=mine.yaml", "model.mlp.expand=3"])
+
+
+def test_shares_of_right_answers_are_better_when_higher() -> None:
+    assert read(["position=rope,alibi", "metric=val/accuracy@40"]).study.better == "higher"
+    assert read(["position=rope,alibi", "metric=val/loss@40"]).study.better == "lower"
+    assert read(["position=rope,alibi", "metric=val/solved", "better=lower"]).study.better == "lower"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gptlab.errors import DataError
 from gptlab.runlog import read_rows
@@ -22,6 +22,11 @@ NO_DIFFERENCE = {  # settings that say where a run is and how it is watched, not
 }
 ENDED = ("done", "waiting", "pruned")  # what is no failure
 DIVERGED = ("not finite", "gradients overflow")  # what the trainer says of a run whose numbers left the floats
+
+
+def direction(metric: str) -> Literal["lower", "higher"]:
+    """Which values of a metric are better, where nobody says: higher shares of right answers, else lower ones."""
+    return "higher" if metric.partition("@")[0].endswith(("accuracy", "solved")) else "lower"
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from gptlab.comparison.pairing import unpaired
-from gptlab.comparison.records import NO_DIFFERENCE, TEST, Arms, Comparison, RunRecord, differences, settings
+from gptlab.comparison.records import NO_DIFFERENCE, TEST, Arms, Comparison, RunRecord, differences, direction, settings
 from gptlab.errors import ConfigError, DataError, did_you_mean
 from gptlab.rundirs import CONFIG
 
@@ -70,7 +70,11 @@ def read_runs(dirs: Sequence[Path], metric: str = "val/loss", baseline: str | No
 
     ConfigError when there is no run, no such metric or no such baseline.
     """
-    runs = list(dict.fromkeys(run for directory in dirs for run in _runs_below(directory)))
+    below = {directory: list(_runs_below(directory)) for directory in dirs}
+    for directory, found in below.items():
+        if not found:
+            raise ConfigError(f"A comparison needs directories of runs, but {directory} holds none: look under runs/.")
+    runs = list(dict.fromkeys(run for found in below.values() for run in found))
     records = [_record_of_run(run) for run in runs]
     damaged = [f"{record.path} holds a {CONFIG} that cannot be read." for record in records if not record.config]
     records = [record for record in records if record.config]
@@ -83,7 +87,7 @@ def read_runs(dirs: Sequence[Path], metric: str = "val/loss", baseline: str | No
         arms=arms,
         baseline=next(iter(arms)),
         metric=metric,
-        better="higher" if "accuracy" in metric else "lower",
+        better=direction(metric),
         path=Path(os.path.commonpath([directory.absolute() for directory in dirs])),
         given=list(dirs),
     )
@@ -105,7 +109,7 @@ def asked(
     metric = metric or comparison.metric
     better = comparison.better
     if metric != comparison.metric:
-        better = "higher" if "accuracy" in metric else "lower"
+        better = direction(metric)
     margin = comparison.margin if margin is None else margin
     baseline = baseline or comparison.baseline
     return paired(replace(comparison, metric=metric, better=better, baseline=baseline, margin=margin))

@@ -58,8 +58,7 @@ def conduct(words: Sequence[str], compose: Compose, launch: Launch, at_a_time: C
         try:
             return study.run()
         except (Interrupted, KeyboardInterrupt):
-            again = shlex.join(["gptlab", "study", f"dir={directory}", *request.launcher])
-            console.print(Text(f"Stopped. To go on: {again}"), soft_wrap=True)
+            console.print(Text(f"Stopped. To go on: {study.again}"), soft_wrap=True)
             raise Interrupted from None
 
 
@@ -74,6 +73,11 @@ class Study:
     console: Console
     orders: dict[Path, Order] = field(default_factory=dict)  # of all phases so far, by file
     facts: dict[str, Any] = field(default_factory=dict)  # what the phases found, for summary.json
+
+    @property
+    def again(self) -> str:
+        """The command that goes on with it."""
+        return shlex.join(["gptlab", "study", f"dir={self.directory}", *self.launcher])
 
     def run(self) -> int:
         """All phases, then the page. 0 when every point is done."""
@@ -136,7 +140,7 @@ class Study:
             title = f"{order.phase} {order.arm} {order.name}"
             self._say([f"{title} {order.status()}: {order.error() or 'no reason was left'} ({order.log})"])
         if failed:
-            self._say([f"{len(failed)} of {len(self.orders)} points are not done: the same command tries them again."])
+            self._say([f"{len(failed)} of {len(self.orders)} points are not done. To try them again: {self.again}"])
         self._say([f"page    {written}"])
         return 1 if failed else 0
 
@@ -168,7 +172,10 @@ def _names(directory: Path) -> set[str]:
 @contextlib.contextmanager
 def _alone(directory: Path) -> Iterator[None]:
     """The directory, made, for this process alone."""
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"dir must be writable, but {directory} is not ({error.strerror}): name another.") from None
     _refuse_foreign(directory, plan.read(directory))
     with points.alone(directory / LOCK):
         yield

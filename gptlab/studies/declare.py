@@ -31,6 +31,8 @@ def declare(request: Request, held: Plan | None, compose: Compose, display: Disp
     if not found and held:
         return dataclasses.replace(held, study=study)
     found = {name: trial.checked(tree, [*study.base, *study.arms[name]], display) for name, tree in found.items()}
+    for tree in found.values():
+        trial.require_metric(study.metric, tree)
     arms = [known.get(name) or Arm(name, study.arms[name], found[name]) for name in study.arms]
     made = Plan(study, threads, arms)
     arms = _costed(made, arms, known)
@@ -55,6 +57,8 @@ def threads_of(launcher: Sequence[str]) -> int:
 
 
 def _refuse_too_few(study: StudyConfig) -> None:
+    if not study.arms and study.dir:
+        raise ConfigError(f"{study.dir} holds no study to go on with: mend dir=, or list values to begin one there.")
     if len(study.arms) < 2:
         raise ConfigError(
             f"A study compares two arms or more, but has {len(study.arms)}: list values of a setting, as in "

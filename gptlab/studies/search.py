@@ -25,7 +25,7 @@ from rich.text import Text
 
 from gptlab import points, rundirs
 from gptlab.display import PlainDisplay, harmless
-from gptlab.errors import ConfigError, GptlabError, Interrupted, Pruned, did_you_mean
+from gptlab.errors import ConfigError, GptlabError, Interrupted, Pruned
 from gptlab.points import Order
 from gptlab.run import Watch
 from gptlab.stopping import stop_requests
@@ -271,8 +271,7 @@ class Search:
         if order.ended() == "pruned":
             return None, None
         if not measured:
-            known = {key for row in rows for key in row if "/" in key}
-            return None, f"The run did not measure {metric!r}. {did_you_mean(metric, known)}"
+            return None, f"The run did not come to measure {metric}."
         return measured[-1], None if measured[-1] is not None else f"{metric} was not finite."
 
     def _announce(self) -> None:
@@ -321,7 +320,9 @@ def _possible(request: Request, trees: Sequence[Mapping[str, Any]]) -> Mapping[s
     first: GptlabError | None = None
     for tree in trees:
         try:
-            return trial.checked(dict(tree), request.base, PlainDisplay(sys.stdout))
+            found = trial.checked(dict(tree), request.base, PlainDisplay(sys.stdout))
+            trial.require_metric(request.settings.metric, found)
+            return found
         except GptlabError as error:
             first = first or error
     assert first is not None

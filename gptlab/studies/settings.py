@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import yaml
 
 from gptlab import conf_dir
+from gptlab.comparison.records import direction
 from gptlab.config import RunConfig, require
 from gptlab.errors import ConfigError, did_you_mean
 from gptlab.registry import SLOTS, Option
@@ -21,9 +23,9 @@ from gptlab.registry import SLOTS, Option
 TUNING_SEEDS, SCREENING_SEEDS = 10_000, 20_000  # the first of each; test seeds come before
 LEAN = ("trainer.save_every=0", "trainer.sample_every=0", "trainer.keep=1")  # one checkpoint and sample, at the end
 RESERVED = {
-    "seed": "the points of a study have a seed each: say seeds=",
-    "run_dir": "the points of a study are in its directory: say dir=",
-    "resume": "a study goes on by itself: say dir=",
+    "seed": "the points of a study have a seed each: say seeds=.",
+    "run_dir": "the points of a study are in its directory: say dir=.",
+    "resume": "a study goes on by itself: say dir=.",
 }
 KEYS = {
     "model",
@@ -55,13 +57,14 @@ class StudyConfig:
     screen: list[float] | None = None  # shares of the steps; after each, arms that cannot be better leave
     ladder: list[float] | None = None  # factors of the width at which the study is done again
     metric: str = "val/loss"  # what is compared, as in metrics.jsonl
-    better: Literal["lower", "higher"] = "lower"  # values of the metric
+    better: Literal["auto", "lower", "higher"] = "auto"  # values of the metric; auto: higher shares of right answers
     margin: float = 0.005  # a difference below this makes arms equivalent, in units of the metric
     threads: int | None = None  # of each point, on a CPU; null: the cores over the points at a time
     yes: bool = False  # begin without being asked
     dry: bool = False  # show the plan and stop
 
     def __post_init__(self) -> None:
+        self.better = direction(self.metric) if self.better == "auto" else self.better
         seeds = self.seeds_run
         require(len({*seeds}) == len(seeds) > 0, f"seeds says how many, 1 or more, or lists them, not {self.seeds}.")
         require(
@@ -72,9 +75,9 @@ class StudyConfig:
             value = getattr(self, name)
             require(value is None or value >= least, f"{name} must be {least} or more, but is {value}.")
         for name, value in (("tolerance", self.tolerance), ("margin", self.margin)):
-            require(value >= 0, f"{name} must be 0 or more, but is {value}.")
+            require(0 <= value < math.inf, f"{name} must be a number of 0 or more, but is {value}.")
         require(
-            all(0 < share < 1 for share in self.screen or ()) and sorted(self.screen or ()) == (self.screen or []),
+            all(0 < share < 1 for share in self.screen or ()) and sorted({*(self.screen or ())}) == (self.screen or []),
             f"screen lists rising shares of the steps, between 0 and 1, but is {self.screen}.",
         )
         require(all(factor > 0 for factor in self.ladder or ()), f"ladder lists factors above 0, not {self.ladder}.")
@@ -123,8 +126,13 @@ def read(words: Sequence[str]) -> Request:
         else:
             overrides.append(word)
     preset = _preset(given["study"]) if given.get("study") else {}
+    for word in (*preset.get("base", []), *given.get("base", [])):
+        _refuse_odd(word, *word.partition("=")[:2])
+        _refuse_setting(word)
     swept = [word for word in overrides if len(split(word.partition("=")[2])) > 1]
     typed = [word for word in overrides if word not in swept]
+    if swept:  # other arms answer another question
+        preset.pop("question", None)
     tree = {**preset, **given, "base": merged(preset.get("base", []), given.get("base", []), typed)}
     if swept:
         tree["arms"] = _combinations(swept)
@@ -243,7 +251,14 @@ def _arm(name: Any, made: Any) -> list[str]:
         raise ConfigError(f"An arm is a list of overrides KEY=VALUE, but {name} is {made!r}.")
     for word in made:
         _refuse_odd(word, *word.partition("=")[:2])
+        _refuse_setting(word)
     return made
+
+
+def _refuse_setting(word: str) -> None:
+    """ConfigError for a setting of the study among the overrides of its runs."""
+    if word.partition("=")[0] in OPTIONS:
+        raise ConfigError(f"{word!r} is a setting of the study, not of its runs: take it out of base and arms.")
 
 
 def _refuse_shadowed(typed: Iterable[str], arms: Mapping[str, list[str]]) -> None:

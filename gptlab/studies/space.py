@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from gptlab.comparison.records import direction
 from gptlab.config import require
 from gptlab.errors import ConfigError, did_you_mean
 from gptlab.files import write_atomically
@@ -46,9 +47,10 @@ class TuneConfig:
     threads: int | None = None  # of each trial, on a CPU; null: the cores over the trials at a time
     seed: int = TUNING_SEEDS  # of all runs, and of what is tried; a study tests on others
     metric: str = "val/loss"  # what is searched for, as in metrics.jsonl
-    better: Literal["lower", "higher"] = "lower"  # values of the metric
+    better: Literal["auto", "lower", "higher"] = "auto"  # values of the metric; auto: higher shares of right answers
 
     def __post_init__(self) -> None:
+        self.better = direction(self.metric) if self.better == "auto" else self.better
         for name in ("trials", "jobs", "threads"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} must be 1 or more, but is {value}.")

@@ -13,10 +13,10 @@ from dataclasses import replace
 import torch
 
 from gptlab import matching, material, points, pretrained, run
-from gptlab.config import RunConfig, from_dict, to_dict
+from gptlab.config import RunConfig, from_dict, require, to_dict
 from gptlab.cost import flops_per_token
 from gptlab.display import Display, PlainDisplay
-from gptlab.errors import ConfigError
+from gptlab.errors import ConfigError, did_you_mean
 from gptlab.matching import Tree
 from gptlab.material import Material, Questioned, Text
 from gptlab.trainer import TrainState, train_step
@@ -33,6 +33,12 @@ def checked(tree: Tree, overrides: Sequence[str], display: Display) -> Tree:
     run.check(config)
     material.prepare(config, pretrained.tokenizer_of(config), display.note, overrides)
     return {key: value for key, value in to_dict(config).items() if key not in ("seed", "run_dir")}
+
+
+def require_metric(metric: str, tree: Tree) -> None:
+    """ConfigError for a metric that a run of this config, which was checked, does not log."""
+    known = (*_opened(tree)[1].measured, "train/loss")
+    require(metric in known, f"metric must be what the runs measure, but is {metric!r}. {did_you_mean(metric, known)}")
 
 
 def counted(tree: Tree, seconds_per_step: float) -> dict[str, float]:
