@@ -140,7 +140,7 @@ class _Free:
         candidates = [(own, self.before), *((self.cost(n), self.value(n)) for n in self._around(target))]
         reached, after = min(candidates, key=lambda pair: abs(pair[0] - target))
         if abs(reached / target - 1) > tolerance:
-            raise self._unreachable(candidates[1:], target, tolerance)
+            raise self._unreachable(candidates, target, tolerance)
         return changed(self.arm, self.path, after), Match(self.path, self.before, after, self.by, target, reached)
 
     def _around(self, target: float) -> list[int]:
@@ -162,10 +162,10 @@ class _Free:
         return next((m for m in (near, near + MULTIPLE, near - MULTIPLE) if m > 0 and self.cost(m) == self.cost(n)), n)
 
     def _unreachable(self, candidates: list[tuple[float, float]], target: float, tolerance: float) -> ConfigError:
-        if all(cost == candidates[0][0] for cost, _ in candidates):
+        if len({cost for cost, _ in candidates}) == 1:
             return ConfigError(f"match={self.by} needs a width that changes the cost, but {self.path} does not.")
         near = " and ".join(
-            f"{cost:,.6g} ({self.path}={value:.6g}, {cost / target - 1:+.1%})" for cost, value in candidates
+            f"{cost:,.6g} ({self.path}={value:.6g}, {cost / target - 1:+.1%})" for cost, value in candidates[1:]
         )
         return ConfigError(
             f"match={self.by} must come within {tolerance:.1%} of the baseline's {target:,.6g}, but what {self.path} "

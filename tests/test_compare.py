@@ -90,6 +90,10 @@ def test_a_study_gets_its_own_page_again_but_not_by_another_measure(tmp_path: Pa
             ["nothing"],
             "gptlab: A comparison needs directories of runs, but nothing holds none: look under runs/.",
         ),
+        (
+            ["sweep", "nowhere"],
+            "gptlab: A comparison needs directories of runs, but nowhere holds none: look under runs/.",
+        ),
         (["sweep", "--metric", "val/los"], "gptlab: None of the runs measured 'val/los'. Did you mean 'val/loss'?"),
         (
             ["sweep", "--margin", "-1"],

@@ -139,6 +139,11 @@ def test_what_is_no_width_is_refused(mlp: str, width: str | None) -> None:
     assert REFUSED[mlp, width] in str(told.value)
 
 
+def test_what_is_too_dear_at_its_narrowest_is_refused_with_that() -> None:
+    with pytest.raises(ConfigError, match=r"comes nearest with is .*model\.mlp\.expand=0\.25, \+"):
+        match(tree(n_embd=16, n_head=2), tree(n_embd=32, n_head=2), "params")
+
+
 def test_a_way_that_there_is_not_is_refused() -> None:
     with pytest.raises(ConfigError, match="none, params, flops, time"):
         match(tree(), tree(), "parms")

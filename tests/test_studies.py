@@ -549,6 +549,21 @@ def test_an_interval_that_holds_an_improvement_rules_none_out(low: float, high: 
     assert not screening.ruled_out(effect, sign)
 
 
+def test_a_size_that_is_none_is_refused_with_the_one_near_it() -> None:
+    words = [*SIZED, "model.n_head=4", "model/mlp=gelu,swiglu"]
+    refused("0.6 times 4 makes 2.4: choose other factors (near it is 0.5)", *words, "ladder=0.6,1,2")
+
+
+def test_a_run_that_diverged_is_an_outcome_and_is_not_tried_again() -> None:
+    words = [*BASE, "model/mlp=gelu,swiglu", "seeds=2", "dir=s"]
+    code, out = run(*words, launch=Launch(lambda o: math.nan if (o.arm, o.seed) == ("swiglu", 1) else loss(o)))
+    assert code == 0, out
+    assert "1/2" in out, "unstable runs are counted"
+    again = Launch()
+    assert run("dir=s", launch=again)[0] == 0
+    assert again.ran == []
+
+
 def test_a_ladder_runs_every_size_matched_anew() -> None:
     launch = Launch()
     words = ["model/mlp=gelu,swiglu", "seeds=2", "match=params", "ladder=0.5,1,2", "dir=s", "model.n_head=4"]

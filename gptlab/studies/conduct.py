@@ -100,7 +100,7 @@ class Study:
     def carry_out(self, orders: Sequence[Order]) -> None:
         """Run those of the orders that are not done; what they came to, their files tell."""
         self.orders |= {order.file: order for order in orders}
-        left = [order for order in orders if order.ended() is None and not _hopeless(order)]
+        left = [order for order in orders if order.ended() is None and not _diverged(order)]
         if not left:
             return
         for order in left:
@@ -124,7 +124,7 @@ class Study:
 
     def _judge(self) -> int:
         """Write the page, print the table, and say what failed."""
-        failed = [order for order in self.orders.values() if order.ended() is None and not _hopeless(order)]
+        failed = [order for order in self.orders.values() if order.ended() is None and not _diverged(order)]
         status = "failed" if failed else "done"
         counted = {"status": status, "points": len(self.orders), "failed": [str(order.file) for order in failed]}
         write_summary(self.directory, {**counted, **self.facts})
@@ -197,9 +197,9 @@ def _agreed(request: settings.Request, console: Console) -> bool:
     return console.input("Begin? [Y/n] ").strip().lower() in ("", "y", "yes")
 
 
-def _hopeless(order: Order) -> bool:
-    """Whether a rate that tuning tried was too high: it would be so again."""
-    return order.phase == tuning.PHASE and any(words in (order.error() or "") for words in DIVERGED)
+def _diverged(order: Order) -> bool:
+    """Whether the numbers of a run left the floats: an outcome, which is counted, and would be the same again."""
+    return order.status() == "failed" and any(words in (order.error() or "") for words in DIVERGED)
 
 
 def _plain(found: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 from gptlab.errors import ConfigError
 from gptlab.matching import Tree
@@ -26,10 +27,12 @@ def scaled(tree: Tree, factor: float) -> Tree:
     """
     model = tree["model"]
     n_head = round(factor * model["n_head"])
-    if n_head < 1 or n_head == model["n_head"]:
+    if n_head < 1 or n_head == model["n_head"] or not math.isclose(n_head, factor * model["n_head"], rel_tol=0.01):
+        near = max(1, n_head) / model["n_head"]
         raise ConfigError(
             f"A size of the ladder has a whole number of heads, other than the study's, but {factor:g} times "
-            f"{model['n_head']} makes {n_head}: choose other factors, or model.n_head."
+            f"{model['n_head']} makes {factor * model['n_head']:g}: choose other factors (near it is {near:.3g}), or "
+            "model.n_head."
         )
     tree = copy.deepcopy(tree)
     tree["model"] |= {"n_head": n_head, "n_embd": model["n_embd"] // model["n_head"] * n_head}
