@@ -35,6 +35,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cache
 
 
+@pytest.fixture(autouse=True)
+def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is forgotten after it: the next one in its process counts ours."""
+    from gptlab import registry
+
+    monkeypatch.setattr(registry, "_variants", {slot: dict(known) for slot, known in registry._variants.items()})
+
+
 @pytest.fixture
 def float64() -> Iterator[None]:
     """New tensors are float64, and random ones begin at seed 0: for tests that hold formulas to many digits."""

@@ -161,7 +161,6 @@ def test_what_is_no_variant_is_refused_in_a_line(word: str, words: str) -> None:
 
 
 def test_a_plugin_has_a_card_with_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_variants", {slot: dict(known) for slot, known in registry._variants.items()})
     monkeypatch.setenv("COLUMNS", "200")
     (tmp_path / "mixer.py").write_text(MIXER)
     ended = tiny.call(door, f"plugins=[{tmp_path}/mixer.py]", "mixer")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import os
 import shutil
@@ -47,11 +46,10 @@ USED = ["model/attention=mixer", "position=none", "trainer.steps=4", "schedule.w
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty directory but for a small text; variants that a test registers are gone after it."""
+    """An empty directory but for a small text; plugins that a test imports are gone after it."""
     tiny.write_text(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(report, "draw_curve", lambda run_dir, ruler: run_dir)
-    monkeypatch.setattr(registry, "_variants", copy.deepcopy(registry._variants))
     modules = set(sys.modules)
     yield tmp_path
     ConfigStore.instance().repo.get("model", {}).get("attention", {}).pop("mixer.yaml", None)

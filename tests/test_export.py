@@ -159,7 +159,6 @@ def test_custom_code_refuses_padding_and_counts_a_loss(tmp_path: Path) -> None:
 
 def test_custom_code_stands_alone_plugin_included(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a process that cannot import gptlab, nor find the plugin's file."""
-    monkeypatch.setattr(registry, "_variants", {slot: dict(known) for slot, known in registry._variants.items()})
     (tmp_path / "mixer.py").write_text(GOOD)
     (plugin,) = plugins.load([str(tmp_path / "mixer.py")])
     model = keep_run(tmp_path / "run", {"attention": "tried_mixer"}, fitted(), plugins=[plugin])

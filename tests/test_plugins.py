@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -105,13 +103,6 @@ FLAWS = {
     "new_sizes_compile_no_new_graph": flawed("mean(self.v(x)) * (-1 if n == 13 else 1)"),
     "a_relative_position_sees_distances_alone": flawed("mean(self.v(x)) * (1 + context.positions[..., None])"),
 }
-
-
-@pytest.fixture(autouse=True)
-def _own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a test registers is gone after it."""
-    monkeypatch.setattr(registry, "_variants", copy.deepcopy(registry._variants))
-    return
 
 
 def _load(folder: Path, source: str, name: str = "mine.py") -> str:

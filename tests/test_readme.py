@@ -37,12 +37,6 @@ def trainings() -> Iterator[list[str]]:
                 yield [a.partition(",")[0] if swept else a for a in arguments if a != "-m"]
 
 
-@pytest.fixture
-def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten after it."""
-    monkeypatch.setattr(registry, "_variants", {slot: dict(known) for slot, known in registry._variants.items()})
-
-
 @pytest.mark.parametrize("arguments", list(trainings()), ids=" ".join)
 def test_every_training_in_the_readme_composes(arguments: list[str]) -> None:
     cli.register_schemas([])
@@ -76,7 +70,6 @@ def test_the_table_of_slots_names_what_there_is() -> None:
     assert len(written & ours) > 40
 
 
-@pytest.mark.usefixtures("own_registry")
 def test_the_plugin_in_the_readme_keeps_the_laws(tmp_path: Path) -> None:
     plugin = next(block for block in blocks(README, "python") if "@register" in block)
     assert plugin.count("\n") < 40
@@ -87,7 +80,6 @@ def test_the_plugin_in_the_readme_keeps_the_laws(tmp_path: Path) -> None:
     assert [v for v in verdicts if not v.holds] == []
 
 
-@pytest.mark.usefixtures("own_registry")
 def test_the_variant_in_contributing_keeps_the_laws(tmp_path: Path) -> None:
     (tmp_path / "solu.py").write_text(blocks(CONTRIBUTING, "python")[0])
     plugins.load([str(tmp_path / "solu.py")])

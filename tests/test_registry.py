@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import pytest
 
 from gptlab import registry
 from gptlab.errors import MANY, ConfigError, did_you_mean
-
-
-@pytest.fixture(autouse=True)
-def _own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(registry, "_variants", copy.deepcopy(registry._variants))
-    return
 
 
 def sample() -> type:
