@@ -29,8 +29,9 @@ from gptlab.model import GPT
 from gptlab.optimizer import parameter_groups
 from gptlab.remarks import remarks
 from gptlab.runlog import RunLog, rewind, write_summary
+from gptlab.step import Batch, TrainState
 from gptlab.stopping import stop_requests
-from gptlab.trainer import Actions, Batch, Status, TrainState, train
+from gptlab.trainer import Actions, Status, train
 
 OUT_OF_MEMORY = (
     "Out of memory: lower trainer.batch_size (and raise trainer.accumulate by as much to keep the batch), "

@@ -173,7 +173,7 @@ def _code_lines(path: Path) -> Iterator[str]:
             yield line
 
 
-PARTS = [path for path in FILES if room(path) in ("model.py", "trainer.py", "components/")]
+PARTS = [path for path in FILES if room(path) in ("model.py", "step.py", "trainer.py", "components/")]
 
 
 @pytest.mark.parametrize("path", PARTS, ids=identify)

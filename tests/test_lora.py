@@ -12,7 +12,7 @@ from gptlab.config import LoraConfig, ModelConfig, RunConfig
 from gptlab.errors import ConfigError
 from gptlab.model import GPT
 from gptlab.optimizer import parameter_groups
-from gptlab.trainer import train_step
+from gptlab.step import train_step
 
 SIZES = {"vocab_size": 11, "n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8, "bias": True}
 TOKENS = torch.arange(16).view(2, 8) % 11

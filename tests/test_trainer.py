@@ -15,7 +15,8 @@ from torch.amp.grad_scaler import GradScaler
 
 from gptlab import trainer
 from gptlab.errors import TrainingError
-from gptlab.trainer import Actions, Batch, TrainState, train, train_step
+from gptlab.step import Batch, TrainState, train_step
+from gptlab.trainer import Actions, train
 
 
 def batch_of(step: int, n: int = 4, masked: float = 0.0) -> Batch:

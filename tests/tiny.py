@@ -19,7 +19,7 @@ from gptlab import checkpoint, exits, registry, train
 from gptlab.config import ModelConfig, TrainerConfig
 from gptlab.model import GPT
 from gptlab.optimizer import parameter_groups
-from gptlab.trainer import TrainState
+from gptlab.step import TrainState
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "then", "it", "ran", "far", "away", "from", "all", "of", "us"]
 SETTINGS = {

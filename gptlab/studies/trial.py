@@ -19,7 +19,7 @@ from gptlab.display import Display, PlainDisplay
 from gptlab.errors import ConfigError, did_you_mean
 from gptlab.matching import Tree
 from gptlab.material import Material, Questioned, Text
-from gptlab.trainer import TrainState, train_step
+from gptlab.step import TrainState, train_step
 
 ROUNDS = 2  # all arms, one after the other, so often: what disturbs the machine for a while disturbs none alone
 SECONDS, STEPS = 1.0, 20  # at most, of the timing of one arm in one round
