@@ -5,14 +5,23 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from gptlab import exits
+from gptlab.errors import ConfigError
+
+
+class Words(argparse.ArgumentParser):
+    """A command line whose errors are one line, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message[:1].upper()}{message[1:]}: see {self.prog} --help.")
 
 
 def main(argv: list[str]) -> None:
     """Parse, then print the table and write the page."""
-    parser = argparse.ArgumentParser(prog="gptlab compare", description=__doc__.partition(": ")[2])
-    parser.add_argument("dirs", nargs="+", type=Path, metavar="DIR", help="of a run, a sweep, a study, or of several")
+    parser = Words(prog="gptlab compare", description=__doc__.partition(": ")[2])
+    parser.add_argument("dirs", nargs="+", type=Path, metavar="DIR", help="of runs, sweeps, studies; or latest")
     parser.add_argument("--metric", help="a key of metrics.jsonl (default val/loss, or what the study declares)")
     parser.add_argument("--baseline", help="the arm that the others are compared with (default the first)")
     parser.add_argument("--margin", type=float, help="a difference below this does not matter (default 0.005)")
@@ -26,11 +35,10 @@ def main(argv: list[str]) -> None:
     asked = {"metric": options.metric, "baseline": options.baseline, "margin": options.margin}
     comparison = runs.read(options.dirs, **asked)
     own = comparison.plan is not None and set(asked.values()) == {None}  # what the plan declared, and nothing else
-    out = options.out or (comparison.path if own else rundirs.fresh(None, "comparison"))
     table.show(Console(), comparison, page.verdict_of(comparison))
     for record in comparison.failures():
         print(f"  {record.failure()}")
-    print(page.write(comparison, out))
+    print(page.write(comparison, options.out or (comparison.path if own else rundirs.fresh(None, "comparison"))))
 
 
 if __name__ == "__main__":

@@ -47,11 +47,11 @@ def flops_per_token(config: ModelConfig) -> float:
 
 @torch.no_grad()
 def cached_per_token(model: GPT) -> list[float]:
-    """For each layer, how many numbers its memory grows by with a token, while it is not full."""
+    """For each layer, how many numbers its memory has more for each token that it may hold."""
     device = next(model.parameters()).device
     sizes = []
-    cache = model.new_cache(1, 8)
-    for n_tokens in (3, 2):
+    for n_tokens in (3, 5):  # a memory is made for as many as it may hold
+        cache = model.new_cache(1, n_tokens)
         model(torch.zeros(1, n_tokens, dtype=torch.long, device=device), cache)
         sizes.append([sum(t.numel() for t in _tensors(memory) if t.is_floating_point()) for memory in cache.layers])
     return [(later - early) / 2 for early, later in zip(*sizes, strict=True)]

@@ -58,9 +58,9 @@ def launch(orders: Sequence[Path], launcher: Sequence[str], jobs: int | None, no
     Returns when all have ended: how, each point's files tell. ConfigError, in one line, for a launcher that cannot
     start; Interrupted after Ctrl-C, when the points in progress have saved.
     """
-    _register()
-    name = next((word.partition("=")[2] for word in launcher if word.startswith("hydra/launcher=")), DEFAULT)
-    words = [*launcher, *_at_a_time(_known(name), jobs)]
+    name = _name(launcher)
+    words = [*launcher, *_at_a_time(name, jobs)]
+    verify(words)
     left = [order for order in map(Order.read, orders) if not order.ended()]
     token = _note.set(note)
     try:
@@ -70,10 +70,22 @@ def launch(orders: Sequence[Path], launcher: Sequence[str], jobs: int | None, no
         _note.reset(token)
 
 
+def verify(launcher: Sequence[str]) -> None:
+    """ConfigError, in one line, where `launcher` names one that is not here, or options that it cannot have."""
+    _name(launcher)
+    try:
+        with hydra.initialize(version_base="1.3", config_path=None):
+            composed = hydra.compose("points", [*launcher, "point=none"], return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain.in_a_line(error, launcher) from error
+    chosen = composed.hydra.launcher
+    if chosen._target_ == ProcessesConfig._target_:
+        Processes(chosen.jobs, chosen.ranks)
+
+
 def at_a_time(threads: int) -> int:
     """How many points `processes` runs at a time unless it is told: one per GPU, else per `threads` cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return len(gpus()) or max(1, cores // threads)
+    return len(gpus()) or max(1, points.cores() // threads)
 
 
 def _multirun(orders: Sequence[Order], words: Sequence[str], name: str) -> list[Order]:
@@ -136,14 +148,14 @@ class Processes(Launcher):
     """A fresh process per point, `jobs` at a time, each with its share of the cores or a GPU of its own."""
 
     def __init__(self, jobs: int | None, ranks: int) -> None:
+        require(jobs is None or jobs >= 1, f"hydra.launcher.jobs must be at least 1, but is {jobs}.")
+        require(ranks == 1, f"One run trains on one rank so far, but hydra.launcher.ranks is {ranks}.")
         self.jobs, self.ranks = jobs, ranks
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """A process reads its order by itself."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        require(self.jobs is None or self.jobs >= 1, f"hydra.launcher.jobs must be at least 1, but is {self.jobs}.")
-        require(self.ranks == 1, f"One run trains on one rank so far, but hydra.launcher.ranks is {self.ranks}.")
         parse = OverridesParser.create().parse_overrides
         orders = [Order.read(Path(str(parse(list(words))[0].value()))) for words in job_overrides]
         jobs = self.jobs or at_a_time(max(order.threads for order in orders))
@@ -173,8 +185,10 @@ def _register() -> None:
     store.store(name="points", node={"defaults": defaults, "point": "???", "hydra": settings})
 
 
-def _known(name: str) -> str:
-    """The name of a launcher that is installed. ConfigError with what to install, or with the names that exist."""
+def _name(launcher: Sequence[str]) -> str:
+    """The launcher that the words choose. ConfigError with what to install, or with the names that exist."""
+    _register()
+    name = next((word.partition("=")[2] for word in launcher if word.startswith("hydra/launcher=")), DEFAULT)
     installed = [entry.removesuffix(".yaml") for entry in ConfigStore.instance().list("hydra/launcher")]
     if name in BROUGHT_BY and name not in installed:
         raise ConfigError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from gptlab.config import RunConfig, as_spec, from_dict, require_choice
 from gptlab.cost import flops_per_token
 from gptlab.errors import ConfigError
 from gptlab.model import GPT
+from gptlab.tasks import Task
 
 Tree = dict[str, Any]  # a RunConfig as plain data, with the vocabulary known
 WAYS = ("none", "params", "flops", "time")
@@ -64,10 +65,12 @@ def parameters(config: RunConfig) -> int:
         return GPT(config.model).n_parameters()
 
 
-def tokens(config: RunConfig) -> int:
-    """What a whole run learns from."""
-    plan = config.trainer
-    return plan.steps * plan.batch_size * plan.accumulate * config.model.block_size
+def flops(config: RunConfig) -> float:
+    """FLOPs of a whole run, at the length that it feeds: its context, or what a question of its task has."""
+    source, plan = registry.build("data", config.data), config.trainer
+    length = source.n_tokens(source.length) if isinstance(source, Task) else config.model.block_size
+    tokens = plan.steps * plan.batch_size * plan.accumulate * length
+    return tokens * flops_per_token(replace(config.model, block_size=length))
 
 
 def changed(tree: Tree, path: str, value: Any) -> Tree:
@@ -100,7 +103,7 @@ def _match_time(
 def _cost(tree: Tree, by: str) -> float:
     config = from_dict(tree)
     try:
-        return parameters(config) if by == "params" else flops_per_token(config.model) * tokens(config)
+        return parameters(config) if by == "params" else flops(config)
     except RuntimeError as error:
         raise ConfigError(f"match={by} counts a model without storage, but a part cannot be so: {error}") from error
 

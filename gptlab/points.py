@@ -166,6 +166,11 @@ def _attempt(order: Order, display: PlainDisplay, watch: run.Watch | None) -> st
     return "failed"
 
 
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextlib.contextmanager
 def on_threads(n: int) -> Iterator[None]:
     """Compute on so many threads for a while."""

@@ -18,7 +18,7 @@ def main(argv: list[str]) -> None:
     from gptlab import cli, launching
     from gptlab.studies.conduct import conduct
 
-    if conduct(argv, cli.compose, launching.launch, launching.at_a_time):
+    if conduct(argv, cli.compose, launching.launch, launching.at_a_time, launching.verify):
         sys.exit(1)
 
 

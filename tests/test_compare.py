@@ -83,6 +83,28 @@ def test_a_study_gets_its_own_page_again_but_not_by_another_measure(tmp_path: Pa
     assert (tmp_path / "verdict.json").read_bytes() == before
 
 
+def test_latest_is_the_newest_run_with_what_it_belongs_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plan.json").write_text("{}")  # of nothing under runs/
+    ended = tiny.call(compare, "latest")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert ended.err.startswith(f"gptlab: There is no run under {tmp_path / 'runs'}")
+    tiny.write_text(tmp_path)
+    assert tiny.run("-m", "model/mlp=gelu,swiglu", "run_dir=runs/sweep", "trainer.steps=3").code == 0
+    said = " ".join(tiny.call(compare, "latest").out.split())
+    assert "mlp=gelu" in said
+    assert "mlp=swiglu" in said
+    study = tmp_path / "runs" / "mlps" / "now_study"
+    disk.write_plan(study, {"one": [], "other": []})
+    for seed in range(2):
+        disk.write_point(study, "one", seed, 2.0)
+        disk.write_point(study, "other", seed, 1.9)
+        (study / "test" / "one" / f"seed{seed}" / "tokenizer.json").touch()
+    assert tiny.call(compare, "latest").out.splitlines()[-1] == str(Path("runs/mlps/now_study/index.html"))
+    assert tiny.run("run_dir=runs/alone", "trainer.steps=3").code == 0
+    assert "all" in tiny.call(compare, "latest").out.split()
+
+
 @pytest.mark.parametrize(
     "words, line",
     [
@@ -97,8 +119,13 @@ def test_a_study_gets_its_own_page_again_but_not_by_another_measure(tmp_path: Pa
         (["sweep", "--metric", "val/los"], "gptlab: None of the runs measured 'val/los'. Did you mean 'val/loss'?"),
         (
             ["sweep", "--margin", "-1"],
-            "gptlab: margin must not be negative, but is -1.0.",
+            "gptlab: margin must be a number of 0 or more, but is -1.0: give the largest difference that does not",
         ),
+        (["sweep", "--margin", "inf"], "gptlab: margin must be a number of 0 or more, but is inf: "),
+        (["sweep", "--margin", "nan"], "gptlab: margin must be a number of 0 or more, but is nan: "),
+        (["sweep", "--margin", "x"], "gptlab: Argument --margin: invalid float value: 'x': see gptlab compare --help."),
+        (["sweep", "--colour"], "gptlab: Unrecognized arguments: --colour: see gptlab compare --help."),
+        ([], "gptlab: The following arguments are required: DIR: see gptlab compare --help."),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(words: list[str], line: str) -> None:

@@ -629,6 +629,14 @@ def test_a_task_has_chance_for_a_ruler(tmp_path: Path, metric: str, shown: dict[
     assert figures.levels(runs.read_study(tmp_path)) == shown
 
 
+def test_the_tokens_of_a_step_are_those_that_were_fed_whatever_the_context(tmp_path: Path) -> None:
+    disk.write_plan(tmp_path, {"gelu": [], "swiglu": []})
+    for arm in ("gelu", "swiglu"):
+        disk.write_point(tmp_path, arm, 0, tree=disk.config(model__block_size=4096), tokens=400_000)
+    comparison = runs.read_study(tmp_path)
+    assert page.regime(comparison, page.verdict_of(comparison))["Training"].startswith("1000 steps of 400 tokens")
+
+
 def test_a_sign_is_the_same_only_if_it_is_everywhere() -> None:
     def at(mean: float) -> Verdict:
         return Verdict("gelu", (effect(mean=mean),), 0.1, 4, 0.5, True, 0.1, ())

@@ -20,6 +20,7 @@ from gptlab import cli, launching, points, report
 from gptlab.errors import ConfigError, Interrupted
 from gptlab.launching import launch
 from gptlab.points import Order
+from gptlab.studies import declare
 
 LAUNCH = "import sys; from pathlib import Path; from gptlab import exits, launching; exits.run(lambda files: "
 LAUNCH += "launching.launch([*map(Path, files)], ['hydra.launcher.jobs=2'], None, print))"
@@ -200,6 +201,8 @@ def test_so_many_points_fit_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     assert [launching.at_a_time(threads) for threads in (1, 3, 9)] == [8, 2, 1]
+    assert declare.threads_of(["hydra/launcher=basic"]) == 8, "of a machine that may have more"
+    assert declare.threads_of(["hydra.launcher.jobs=3"]) == 2
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert launching.at_a_time(1) == 4
 
@@ -231,6 +234,20 @@ REFUSED = {
     "hydra.launcher.jobs=0": "hydra.launcher.jobs must be at least 1, but is 0.",
     "hydra.launcher.ranks=2": "One run trains on one rank so far, but hydra.launcher.ranks is 2.",
 }
+
+
+@pytest.mark.parametrize("word", REFUSED)
+def test_what_cannot_start_is_known_before_there_is_anything_to_start(word: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        launching.verify([word])
+    assert str(refused.value).startswith(REFUSED[word])
+
+
+def test_what_can_start_is_left_alone(home: Path) -> None:
+    before = sorted(home.rglob("*"))
+    for words in ([], ["hydra/launcher=basic"], ["hydra/launcher=processes", "hydra.launcher.jobs=3"]):
+        launching.verify(words)
+    assert sorted(home.rglob("*")) == before
 
 
 @pytest.mark.parametrize("word", REFUSED)

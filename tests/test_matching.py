@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gptlab import matching, optimizer, registry, rundir, schedule, text, tokenizer  # noqa: F401  (they register)
-from gptlab.config import from_dict, to_dict
+from gptlab.config import TrainerConfig, from_dict, to_dict
 from gptlab.cost import flops_per_token
 from gptlab.errors import ConfigError
 from gptlab.matching import Match, changed, match
@@ -156,7 +156,21 @@ def test_only_an_mlp_that_has_hidden_units_says_its_width() -> None:
             assert (getattr(cls, "width", None) in registry.options(cls)) == (name != "none")
 
 
-def test_tokens_are_those_of_the_whole_run() -> None:
+def test_flops_are_counted_over_all_tokens_of_a_run() -> None:
     config = from_dict(tree(steps=7))
     config.trainer = dataclasses.replace(config.trainer, batch_size=3, accumulate=2)
-    assert matching.tokens(config) == 7 * 3 * 2 * 32
+    assert matching.flops(config) == 7 * 3 * 2 * 32 * flops_per_token(config.model)
+
+
+def test_flops_of_a_task_are_those_of_its_questions_not_of_the_context() -> None:
+    """A copy of 5 symbols feeds 10 tokens; scores of softmax grow with the length, and those of conv do not."""
+    short = {"data": {"name": "copy", "length": 5, "lengths": [9]}}
+    narrow, broad = ({**tree(block_size=size), **short} for size in (32, 512))
+    n_tokens = TrainerConfig().batch_size * 100 * 10
+    at_its_length = flops_per_token(dataclasses.replace(from_dict(narrow).model, block_size=10))
+    assert matching.flops(from_dict(narrow)) == matching.flops(from_dict(broad)) == n_tokens * at_its_length
+    arm = {**tree(attention="conv", position="none", block_size=512), **short}
+    found = match(broad, arm, "flops")[1]
+    assert found is not None
+    assert found.target == n_tokens * at_its_length
+    assert found == match(narrow, {**tree(attention="conv", position="none"), **short}, "flops")[1]

@@ -17,7 +17,7 @@ import pytest
 import tiny
 from rich.console import Console
 
-from gptlab import cli, report, study
+from gptlab import cli, launching, report, study
 from gptlab.comparison import page
 from gptlab.comparison.runs import read_study
 from gptlab.errors import ConfigError, Interrupted
@@ -31,7 +31,15 @@ BASE = [
     for word in tiny.overrides("trainer.sample_every=0", "trainer.log_every=6")
     if not word.startswith(("model.dropout", "trainer.save_every"))
 ]
-SIZED = [*BASE, "model.n_embd=32", "model.n_head=2", "tolerance=0.05"]
+
+
+def based(*words: str) -> list[str]:
+    """The settings above but for what the words set, and the words."""
+    given = {word.partition("=")[0] for word in words}
+    return [*(word for word in BASE if word.partition("=")[0] not in given), *words]
+
+
+SIZED = based("model.n_embd=32", "model.n_head=4", "match=params", "tolerance=0.05")
 Value = Callable[[Order], float | None]
 LOSS = {"gelu": 3.0, "relu2": 2.9, "swiglu": 2.5, "glu": 2.5}
 
@@ -97,7 +105,8 @@ def leave(order: Order, value: float | None) -> None:
 def run(*words: str, launch: Any = None) -> tuple[int, str]:
     """A study in this process; its exit code and what it printed."""
     launch = launch or Launch()
-    door = type("Door", (), {"main": lambda argv: _end(conduct.conduct(argv, cli.compose, launch, lambda threads: 2))})
+    given = cli.compose, launch, lambda threads: 2, launching.verify
+    door = type("Door", (), {"main": lambda argv: _end(conduct.conduct(argv, *given))})
     ended = tiny.call(door, *words)
     return ended.code, ended.out + ended.err
 
@@ -192,7 +201,20 @@ ODD = {
     "hydra.run.dir=x": "hydra/launcher= and hydra.launcher.*",
     "study=mlsp": "There is no study named 'mlsp'. Did you mean 'mlps'?",
     "name=a/b": "name is a folder",
-    "position=alibi": "The arms differ in position",
+    "position=alibi": "position is said twice",
+    "study=/nowhere/mine.yaml": "there is no file /nowhere/mine.yaml: mend the path, or choose one of mlps",
+    "study=nowhere/mine": "/nowhere/mine: mend the path",
+    "model/mlp=gelu,gelu": "model/mlp=gelu,gelu lists one twice",
+    "model/mlp=gelu,": "model/mlp=gelu, lists one twice, or none",
+    "base=[model.n_layer=1,model.n_layer=2]": "model.n_layer is said twice",
+    "width=model.n_embd": "width has an effect only with match=params or flops, but match is none",
+    "tolerance=0.01": "leave tolerance=0.01 out, or say match=params",
+    "tune_points=5": "tune_points has an effect only with tune=lr, but tune is none",
+    "tune_extra=0": "leave tune_extra=0 out, or say tune=lr",
+    "tune_seeds=3": "leave tune_seeds=3 out, or say tune=lr",
+    "hydra/launcher=nope": "There is no launcher 'nope'.",
+    "hydra.launcher.jobs=0": "hydra.launcher.jobs must be at least 1, but is 0.",
+    "hydra.launcher.jbs=2": "Did you mean 'hydra.launcher.jobs'?",
 }
 
 
@@ -204,11 +226,58 @@ def test_a_word_that_means_nothing_is_refused_in_one_line(word: str) -> None:
 def test_what_the_runs_do_not_know_is_refused_by_the_arm() -> None:
     refused("The arm gleu cannot be: There is no mlp named 'gleu'.", *BASE, "model/mlp=gelu,gleu")
     refused("no option 'expnd'", *BASE, "model/mlp=gelu,swiglu", "model.mlp.expnd=3")
-    refused("two arms or more, but has 0", *BASE, "model/mlp=gelu")
+    refused("two arms or more, but no word has several values: list values of a setting", *BASE, "model/mlp=gelu")
+    refused("two arms or more, but model/mlp=gelu is one value, for all runs: list values", "model/mlp=gelu")
     refused("There is no arm 'gleu'. Did you mean 'gelu'?", *BASE, "model/mlp=gelu,swiglu", "baseline=gleu")
     refused("holds no study to go on with", "dir=nowhere", "seeds=8")
     refused("what the runs measure, but is 'val/los'", *BASE, "model/mlp=gelu,swiglu", "metric=val/los")
     refused("what the runs measure, but is 'val/accuracy@40'", *BASE, "model/mlp=gelu,swiglu", "metric=val/accuracy@40")
+
+
+def test_what_an_arm_has_against_its_text_is_said_of_the_arm(home: Path) -> None:
+    words = [word for word in BASE if not word.startswith("data.path")]
+    refused("The arm pathnone.txt cannot be: ", *words, "data.path=text.txt,none.txt")
+
+
+def test_a_preset_without_arms_is_refused_as_one(home: Path) -> None:
+    (home / "mine.yaml").write_text("question: Which?\n")
+    refused("but mine.yaml names none: write arms: {NAME: [KEY=VALUE], ...}, or list values", "study=mine.yaml")
+    (home / "one.yaml").write_text("arms: {thin: [model.mlp.expand=2]}\n")
+    refused("two arms or more, but thin is the only one: name another beside it", *BASE, "study=one.yaml")
+
+
+def test_arms_that_matching_or_tuning_makes_alike_are_refused(home: Path) -> None:
+    told = "The arms lr1e-3 and lr1e-2 differ only in optimizer.lr, which tune=lr sets for every arm: leave tune=lr out"
+    refused(told, *BASE, "optimizer.lr=1e-3,1e-2", "tune=lr")
+    told = "differ only in model.mlp.expand, which match=params sets for every arm: leave match=params out"
+    refused(told, *SIZED, "model.mlp.expand=2,4")
+    (home / "rates.yaml").write_text(
+        "arms: {adamw: [optimizer.lr=1e-3], muon: [optimizer=muon, optimizer.lr=1e-2]}\ntune: lr\n"
+    )
+    code, out = run(*BASE, "study=rates.yaml", "dry=true")
+    assert code == 0, "rates to begin with, of optimizers that differ otherwise too"
+    assert "settings" not in out
+
+
+def test_two_names_of_one_arm_are_said(home: Path) -> None:
+    (home / "aa.yaml").write_text("arms: {one: [model/mlp=gelu], other: [model/mlp=gelu], wide: [model.mlp.expand=5]}")
+    code, out = run(*BASE, "study=aa.yaml", "dry=true")
+    assert code == 0
+    said = [line for line in out.splitlines() if "the same settings" in line]
+    assert said == ["one and other have the same settings: an A/A, whose runs differ in nothing."]
+    (home / "twice.yaml").write_text("arms: {one: [model.n_layer=1, model.n_layer=2], other: [model.n_layer=3]}")
+    refused("model.n_layer is said twice", "study=twice.yaml")
+
+
+def test_a_launcher_that_cannot_be_is_refused_before_anything_is_timed_or_written(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "paces", lambda arms, threads: pytest.fail("timed"))
+    before = sorted(home.rglob("*"))
+    for word in ("hydra/launcher=nope", "hydra.launcher.jobs=0", "hydra.launcher.jobs=x", "hydra.launcher.jbs=1"):
+        for dry in ("dry=true", "dry=false"):
+            refused("launcher", *BASE, "model/mlp=gelu,swiglu", word, dry)
+    assert sorted(home.rglob("*")) == before
 
 
 PRESET = """
@@ -258,6 +327,9 @@ def test_shares_of_right_answers_are_better_when_higher() -> None:
         "- 3": "must hold settings of a study",
         "a: [": "cannot be read",
         "seeds: x": "seeds in",
+        "base: [model.n_layer=1, model.n_layer=2]": "model.n_layer is said twice",
+        "tolerance: 0.02": "tolerance has an effect only with match=params",
+        "{tune_points: 7, tune: none}": "tune_points has an effect only with tune=lr",
     }.items(),
 )
 def test_a_preset_that_cannot_be_is_refused(text: str, told: str, home: Path) -> None:
@@ -284,7 +356,7 @@ def test_every_preset_composes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_study_is_planned_run_and_judged() -> None:
     launch = Launch()
-    code, out = run(*SIZED, "model/mlp=gelu,swiglu", "seeds=3", "match=params", "dir=s", launch=launch)
+    code, out = run(*SIZED, "model/mlp=gelu,swiglu", "seeds=3", "dir=s", launch=launch)
     assert code == 0, out
     assert launch.names == [f"test/{arm}/seed{seed}" for seed in range(3) for arm in ("gelu", "swiglu")]
     made = declared("s")
@@ -334,7 +406,7 @@ def test_a_new_study_is_under_runs() -> None:
 
 def test_time_is_matched_by_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "paces", lambda arms, threads: [0.02 if name == "gelu" else 0.04 for name, _ in arms])
-    run(*BASE, "trainer.steps=200", "model/mlp=gelu,swiglu", "seeds=2", "match=time", "dir=s")
+    run(*based("trainer.steps=200"), "model/mlp=gelu,swiglu", "seeds=2", "match=time", "dir=s")
     gelu, swiglu = declared("s")["arms"]
     assert (gelu["config"]["trainer"]["steps"], swiglu["config"]["trainer"]["steps"]) == (200, 100)
     assert (swiglu["match"]["width"], swiglu["costs"]["seconds_per_step"]) == ("trainer.steps", 0.04)
@@ -348,6 +420,21 @@ def test_an_arm_that_cannot_take_a_step_is_refused_before_the_first_run(home: Pa
         "    def forward(self, x):\n        raise ValueError('no way')\n"
     )
     refused("The arm broken cannot take a step: no way", *BASE, "plugins=[./broken.py]", "model/mlp=gelu,broken")
+
+
+def test_an_arm_whose_flops_cannot_be_counted_is_run_without_them(home: Path) -> None:
+    (home / "own.py").write_text(
+        "from gptlab import register\nfrom gptlab.components.mlp.plain import Plain\n"
+        '@register("mlp", "own")\nclass Own(Plain):\n    """Looks at its numbers. Nobody 2025."""\n\n'
+        "    def forward(self, x):\n        return super().forward(x) * float(x.sum().item() < 1e9)\n"
+    )
+    words = [*BASE, "plugins=[./own.py]", "model/mlp=gelu,own", "seeds=2"]
+    code, out = run(*words, "dir=s")
+    assert code == 0, out
+    plain, own = (arm["costs"] for arm in declared("s")["arms"])
+    assert own["parameters"] == plain["parameters"]
+    assert "flops_per_token" in plain.keys() - own.keys()
+    refused("The arm own cannot be matched: match=flops counts a model without storage", *words, "match=flops")
 
 
 def test_an_arm_that_cannot_be_matched_is_refused() -> None:
@@ -415,7 +502,13 @@ CHANGED = {
     "match=params": "match cannot change in a study that has begun: its plan has 'none'",
     "margin=0.1": "margin cannot change",
     "metric=val/bpb": "metric cannot change",
-    "trainer.steps=99": "base cannot change",
+    "trainer.steps=99": "trainer.steps cannot change in a study that has begun: its plan has trainer.steps=12, asked "
+    "was trainer.steps=99. Leave it out",
+    "model.n_layer=": "its plan has model.n_layer=1, asked was model.n_layer=. ",
+    "model.bias=true": "model.bias cannot change in a study that has begun: its plan has none, asked was",
+    "model/mlp=relu2": "The arms of this study differ in model/mlp, so model/mlp=relu2 is not of all runs: to add",
+    "width=model.n_embd": "width cannot change",
+    "tolerance=0.01": "tolerance has an effect only with match=params or flops or time, but match is none",
     "baseline=swiglu": "baseline cannot change",
     "threads=7": "threads cannot change",
     "tune=lr": "tune cannot change",
@@ -430,6 +523,39 @@ def begun() -> None:
 @pytest.mark.parametrize("word", CHANGED)
 def test_what_was_declared_stays(word: str, begun: None) -> None:
     refused(CHANGED[word], "dir=s", word)
+
+
+def test_words_that_the_plan_has_already_may_be_said_again(begun: None) -> None:
+    known, launch = [word for word in BASE if word.startswith(("trainer.", "data"))], Launch()
+    code, out = run("dir=s", *known, "+model.n_layer=1", "seeds=3", "threads=1", "margin=0.005", launch=launch)
+    assert (code, len(launch.ran)) == (0, 2), out
+    code, out = run("dir=s", *known, "model.n_embd=24", "model/mlp=gelu,relu2")
+    assert code == 2
+    assert "model.n_embd" in out.splitlines()[-1]
+    assert "trainer" not in out.splitlines()[-1], "only what differs is named"
+
+
+def test_fewer_seeds_than_a_study_has_take_none_back_and_that_is_said(begun: None) -> None:
+    code, out = run("dir=s", "seeds=1")
+    assert code == 0
+    assert "seeds: the study keeps 0, 1, for what was declared is not taken back" in out.splitlines()
+    for asked in (["seeds=2"], ["seeds=0,1,5"], []):
+        assert "keeps" not in run("dir=s", *asked)[1]
+
+
+def test_the_time_that_a_study_takes_is_that_of_the_points_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "paces", lambda arms, threads: [1.0 if name == "gelu" else 0.001 for name, _ in arms])
+    words = [*BASE, "model/mlp=gelu,swiglu", "seeds=3", "ladder=0.5,1,2", "dir=s"]
+    diverging = Launch(lambda order: math.nan if order.seed == 1 else loss(order), stop_after=5)
+    fresh = run(*words, launch=diverging)[1].splitlines()
+    on = run("dir=s", "dry=true")[1].splitlines()
+    assert next(line.split()[1:3] for line in fresh if line.split()[0] == "test") == ["6", "points,"]
+    left = {line.split()[0]: line.split()[1:5] for line in on if " points, " in line}
+    assert left["test"] == ["1", "of", "6", "points,"]
+    assert left["x0.5"][:2] == left["x2"][:2] == ["6", "points,"]
+    assert "    test  1 of 6 points, 8s one after the other" in on, "swiglu's, that is, of 8 seconds to start"
+    run("dir=s")
+    assert "test  0 of 6 points, 0s one after the other" in run("dir=s", "dry=true")[1]
 
 
 def test_an_arm_is_what_it_was(begun: None, home: Path) -> None:
@@ -515,8 +641,8 @@ def test_an_arm_that_learned_at_no_rate_keeps_its_own() -> None:
 def test_screening_lets_go_only_of_what_cannot_be_better() -> None:
     worse = {"relu2": 0.4, "swiglu": 0.0}
     launch = Launch(lambda order: loss(order) + worse.get(order.arm, 0.0))
-    words = ["model/mlp=gelu,swiglu,relu2", "seeds=3", "screen=0.25,0.5", "trainer.steps=100", "dir=s"]
-    code, out = run(*BASE, *words, launch=launch)
+    words = ["model/mlp=gelu,swiglu,relu2", "seeds=3", "screen=0.25,0.5", "dir=s"]
+    code, out = run(*based("trainer.steps=100"), *words, launch=launch)
     assert code == 0, out
     arms = {phase: {o.arm for o in launch.ran if o.phase == phase} for phase in ("screen1", "screen2", "test")}
     assert arms["screen1"] == {"gelu", "swiglu", "relu2"}
@@ -529,6 +655,12 @@ def test_screening_lets_go_only_of_what_cannot_be_better() -> None:
         assert (order.seed >= SCREENING_SEEDS) == screened
     assert "screen1: relu2 leaves" in out
     assert "screen2: all stay" in out
+
+
+def test_screening_that_could_let_go_of_nothing_is_refused() -> None:
+    told = "Screening takes three arms, of which two stay, and two seeds or more, but has "
+    refused(f"{told}2 arms and 5 seeds", *BASE, "model/mlp=gelu,swiglu", "screen=0.5")
+    refused(f"{told}3 arms and 1 seeds", *BASE, "model/mlp=gelu,swiglu,relu2", "seeds=1", "screen=0.5")
 
 
 def test_the_last_variant_stays_for_the_test() -> None:
@@ -550,8 +682,11 @@ def test_an_interval_that_holds_an_improvement_rules_none_out(low: float, high: 
 
 
 def test_a_size_that_is_none_is_refused_with_the_one_near_it() -> None:
-    words = [*SIZED, "model.n_head=4", "model/mlp=gelu,swiglu"]
-    refused("0.6 times 4 makes 2.4: choose other factors (near it is 0.5)", *words, "ladder=0.6,1,2")
+    told = "The arm gelu cannot be 0.6 times as wide: A size of the ladder has a whole number of heads"
+    refused(told, *SIZED, "model/mlp=gelu,swiglu", "ladder=0.6,1,2")
+    refused(
+        "0.6 times 4 makes 2.4: choose other factors (near it is 0.5)", *SIZED, "position=rope,none", "ladder=0.6,1,2"
+    )
 
 
 def test_a_run_that_diverged_is_an_outcome_and_is_not_tried_again() -> None:
@@ -566,7 +701,7 @@ def test_a_run_that_diverged_is_an_outcome_and_is_not_tried_again() -> None:
 
 def test_a_ladder_runs_every_size_matched_anew() -> None:
     launch = Launch()
-    words = ["model/mlp=gelu,swiglu", "seeds=2", "match=params", "ladder=0.5,1,2", "dir=s", "model.n_head=4"]
+    words = ["model/mlp=gelu,swiglu", "seeds=2", "ladder=0.5,1,2", "dir=s"]
     code, out = run(*SIZED, *words, launch=launch)
     assert code == 0, out
     sizes = {o.phase: o.config["model"] for o in launch.ran if o.arm == "swiglu"}

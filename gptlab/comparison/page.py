@@ -194,8 +194,8 @@ def _power(verdict: Verdict, kind: str) -> dict[str, str]:
 def _setting_of(config: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, str]:
     """Text, model and training of the baseline."""
     model, trainer = config.get("model") or {}, config.get("trainer") or {}
-    per_step = [trainer.get("batch_size"), trainer.get("accumulate", 1), model.get("block_size")]
-    each = per_step[0] * per_step[1] * per_step[2] if all(isinstance(n, int) for n in per_step) else None
+    tokens, steps = summary.get("tokens"), summary.get("step")
+    each = tokens / steps if tokens and steps else None
     shape = {"layers": "n_layer", "heads": "n_head", "wide": "n_embd", "tokens of context": "block_size"}
     size = [
         f"{model[key]} {word.removesuffix('s') if model[key] == 1 else word}"

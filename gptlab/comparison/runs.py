@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from gptlab import rundirs
 from gptlab.comparison.pairing import unpaired
 from gptlab.comparison.records import NO_DIFFERENCE, TEST, Arms, Comparison, RunRecord, differences, direction, settings
 from gptlab.errors import ConfigError, DataError, did_you_mean
@@ -20,12 +21,15 @@ from gptlab.rundirs import CONFIG
 __all__ = ["Comparison", "RunRecord", "asked", "paired", "read", "read_runs", "read_study"]
 
 PLAN = "plan.json"
+TOGETHER = (PLAN, "search.json", "multirun.yaml")  # what a directory of several runs holds: a study, a search, a sweep
+LATEST = Path("latest")
 
 
 def read(
     dirs: Sequence[Path], metric: str | None = None, baseline: str | None = None, margin: float | None = None
 ) -> Comparison:
-    """One study by its plan, or any runs; judged as it declares, or as is asked."""
+    """One study by its plan, or any runs; judged as it declares, or as is asked. `latest` names the newest of them."""
+    dirs = [_latest() if directory == LATEST and not directory.exists() else directory for directory in dirs]
     if len(dirs) == 1 and (dirs[0] / PLAN).is_file():
         return asked(read_study(dirs[0]), metric, baseline, margin)
     comparison = read_runs(dirs, metric or "val/loss", baseline)
@@ -118,6 +122,13 @@ def asked(
 def paired(comparison: Comparison) -> Comparison:
     """The comparison with its lines of what could not be paired."""
     return replace(comparison, unpaired=unpaired(comparison))
+
+
+def _latest() -> Path:
+    """The study, search or sweep of the newest run under runs/, else that run. CheckpointError where there is none."""
+    run = rundirs.find(str(LATEST))
+    around = (above for above in run.parents if rundirs.ROOT in above.parents)
+    return next((above for above in around if any((above / name).is_file() for name in TOGETHER)), run)
 
 
 def _record_of_order(file: Path, order: Mapping[str, Any]) -> RunRecord:

@@ -131,8 +131,10 @@ def _signs(n: int) -> Float[Array, "F N"]:
 def _refuse(values: Mapping[str, object], baseline: str, margin: float, better: str, level: float) -> None:
     if baseline not in values:
         raise ConfigError(f"The baseline must be an arm, but {baseline!r} is none. {did_you_mean(baseline, values)}")
-    if not margin >= 0:
-        raise ConfigError(f"margin must not be negative, but is {margin}. 0 means that no difference is too small.")
+    if not 0 <= margin < math.inf:
+        raise ConfigError(
+            f"margin must be a number of 0 or more, but is {margin}: give the largest difference that does not matter."
+        )
     if better not in ("lower", "higher"):
         raise ConfigError(f"better must be lower or higher, but is {better!r}.")
     if not 0 < level < 1:

@@ -31,25 +31,30 @@ from gptlab.studies.plan import Arm, Plan
 from gptlab.studies.watch import watching
 
 Launch = Callable[[Sequence[Path], Sequence[str], int | None, Callable[[str], None]], None]
+Verify = Callable[[Sequence[str]], None]
 LOCK = "study.lock"
 WIDTH = 160  # columns where there is no terminal
 
 
-def conduct(words: Sequence[str], compose: Compose, launch: Launch, at_a_time: Callable[[int], int]) -> int:
+def conduct(
+    words: Sequence[str], compose: Compose, launch: Launch, at_a_time: Callable[[int], int], verify: Verify
+) -> int:
     """Do what the words after `gptlab study` ask. Returns 0 when all points are done, 1 when some failed.
 
-    Interrupted says how to go on. `compose` makes a config of overrides, `launch` runs order files.
+    Interrupted says how to go on. `compose` makes a config of overrides, `launch` runs order files where the words of
+    a launcher say, which `verify` refuses before anything is timed or written.
     """
     console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     request = settings.read(words)
+    verify(request.launcher)
     directory = _place(request)
     held = plan.read(directory)
     _refuse_foreign(directory, held)
-    for line in request.changed:
+    for line in (*request.changed, *(plan.kept(held, request) if held else ())):
         console.print(Text(harmless(line)))
     declared = declare(request, held, compose, PlainDisplay(sys.stdout))
     jobs = _jobs(request.launcher, declared.threads, at_a_time)
-    announce.announce(console, declared, jobs)
+    announce.announce(console, declared, jobs, lambda phase, arm: _n_over(directory / phase / arm))
     if request.study.dry or not _agreed(request, console):
         return 0
     with _alone(directory):
@@ -100,7 +105,7 @@ class Study:
     def carry_out(self, orders: Sequence[Order]) -> None:
         """Run those of the orders that are not done; what they came to, their files tell."""
         self.orders |= {order.file: order for order in orders}
-        left = [order for order in orders if order.ended() is None and not _diverged(order)]
+        left = [order for order in orders if not _over(order)]
         if not left:
             return
         for order in left:
@@ -124,7 +129,7 @@ class Study:
 
     def _judge(self) -> int:
         """Write the page, print the table, and say what failed."""
-        failed = [order for order in self.orders.values() if order.ended() is None and not _diverged(order)]
+        failed = [order for order in self.orders.values() if not _over(order)]
         status = "failed" if failed else "done"
         counted = {"status": status, "points": len(self.orders), "failed": [str(order.file) for order in failed]}
         write_summary(self.directory, {**counted, **self.facts})
@@ -197,9 +202,15 @@ def _agreed(request: settings.Request, console: Console) -> bool:
     return console.input("Begin? [Y/n] ").strip().lower() in ("", "y", "yes")
 
 
-def _diverged(order: Order) -> bool:
-    """Whether the numbers of a run left the floats: an outcome, which is counted, and would be the same again."""
-    return order.status() == "failed" and any(words in (order.error() or "") for words in DIVERGED)
+def _over(order: Order) -> bool:
+    """Whether a point need not be run again. That its numbers left the floats is an outcome, and would be the same."""
+    diverged = order.status() == "failed" and any(words in (order.error() or "") for words in DIVERGED)
+    return diverged or order.ended() is not None
+
+
+def _n_over(folder: Path) -> int:
+    """How many points of an arm in a phase need not be run again."""
+    return sum(_over(Order.read(file)) for file in folder.glob("*.json"))
 
 
 def _plain(found: Any) -> dict[str, Any]:

@@ -6,17 +6,18 @@ import copy
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from gptlab.config import require
 from gptlab.errors import ConfigError
 from gptlab.files import write_atomically
 from gptlab.matching import Tree, changed
 from gptlab.points import Order
-from gptlab.studies.settings import Request, StudyConfig
+from gptlab.studies.settings import Request, StudyConfig, key_of
 
 FORMAT = 1
 FILE = "plan.json"
@@ -111,7 +112,8 @@ def write(directory: Path, plan: Plan) -> None:
 def extended(held: Plan, request: Request) -> StudyConfig:
     """What a later command makes of a study: more seeds and arms. ConfigError for anything else that it says anew."""
     asked, declared = request.study, held.study
-    for name in sorted(request.named - GROWS):
+    _refuse_another_base(declared, asked.base)
+    for name in sorted(request.named - GROWS - {"base"}):
         now, before = getattr(asked, name), held.threads if name == "threads" else getattr(declared, name)
         if now != before and not (name == "baseline" and now == held.baseline):
             raise ConfigError(
@@ -125,6 +127,30 @@ def extended(held: Plan, request: Request) -> StudyConfig:
     arms = {**declared.arms, **(asked.arms if "arms" in request.named else {})}
     seeds = list(dict.fromkeys([*held.seeds, *more]))
     return dataclasses.replace(declared, arms=arms, seeds=seeds, baseline=held.baseline)
+
+
+def kept(held: Plan, request: Request) -> Iterator[str]:
+    """Lines about what a later command leaves out and the study keeps: nothing that was declared is taken back."""
+    if "seeds" in request.typed and not {*held.seeds} <= {*request.study.seeds_run}:
+        seeds = ", ".join(map(str, held.seeds))
+        yield f"seeds: the study keeps {seeds}, for what was declared is not taken back"
+
+
+def _refuse_another_base(declared: StudyConfig, words: Sequence[str]) -> None:
+    """ConfigError for the first override of all runs that the plan does not have."""
+    known = {key_of(word): word.partition("=")[2] for word in declared.base}
+    for key, value in ((key_of(word), word.partition("=")[2]) for word in words):
+        require(
+            key in known or not all(key in map(key_of, made) for made in declared.arms.values()),
+            f"The arms of this study differ in {key}, so {key}={value} is not of all runs: to add an arm, list its "
+            "value after one that there is, with a comma.",
+        )
+        before = f"{key}={known[key]}" if key in known else "none"
+        require(
+            known.get(key) == value,
+            f"{key} cannot change in a study that has begun: its plan has {before}, asked was {key}={value}. Leave it "
+            "out, or begin another study. What may grow: seeds, arms.",
+        )
 
 
 def order(

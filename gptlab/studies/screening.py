@@ -16,10 +16,7 @@ from gptlab.studies.plan import Arm, Plan, order
 from gptlab.studies.settings import SCREENING_SEEDS
 from gptlab.studies.tuning import RATE
 
-FIRST, SECOND = (
-    {"trainer.eval_part": "first"},
-    {"trainer.eval_part": "second"},
-)  # choose on one half, judge on the other
+FIRST, SECOND = {"trainer.eval_part": "first"}, {"trainer.eval_part": "second"}  # choose on one, judge on the other
 
 
 @dataclass(frozen=True)

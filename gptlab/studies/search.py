@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 LOCK = "search.lock"
 POLL_SECONDS = 0.2
 WIDTH = 160  # columns where there is no terminal
-CORES = os.cpu_count() or 1
 
 
 def tune(
@@ -65,7 +64,9 @@ def tune(
         tree = _possible(request, trees)
     n, threads = request.n_trials, request.settings.threads
     jobs = request.settings.jobs or min(n, at_a_time(threads or 1))
-    settings = dataclasses.replace(request.settings, trials=n, jobs=jobs, threads=threads or max(1, CORES // jobs))
+    settings = dataclasses.replace(
+        request.settings, trials=n, jobs=jobs, threads=threads or max(1, points.cores() // jobs)
+    )
     request = dataclasses.replace(request, settings=settings)
     directory.mkdir(parents=True, exist_ok=True)
     _refuse_foreign(directory)

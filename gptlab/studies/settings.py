@@ -7,6 +7,7 @@ import itertools
 import math
 import re
 import typing
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,11 @@ RESERVED = {
     "seed": "the points of a study have a seed each: say seeds=.",
     "run_dir": "the points of a study are in its directory: say dir=.",
     "resume": "a study goes on by itself: say dir=.",
+}
+NEEDS = {  # setting -> another one, and the values of that which give it an effect
+    "width": ("match", ("params", "flops")),
+    "tolerance": ("match", ("params", "flops", "time")),
+    **dict.fromkeys(("tune_points", "tune_extra", "tune_seeds"), ("tune", ("lr",))),
 }
 KEYS = {
     "model",
@@ -101,6 +107,7 @@ class Request:
     study: StudyConfig
     launcher: list[str]
     named: frozenset[str]  # the settings that the command line, or its preset, names
+    typed: frozenset[str]  # those that the command line names itself
     changed: list[str]  # lines: what the command line makes of a preset
 
 
@@ -125,7 +132,9 @@ def read(words: Sequence[str]) -> Request:
             launcher.append(word)
         else:
             overrides.append(word)
+    _refuse_twice([*words, *given.get("base", [])])
     preset = _preset(given["study"]) if given.get("study") else {}
+    _refuse_twice(preset.get("base", []))
     for word in (*preset.get("base", []), *given.get("base", [])):
         _refuse_odd(word, *word.partition("=")[:2])
         _refuse_setting(word)
@@ -140,7 +149,19 @@ def read(words: Sequence[str]) -> Request:
     _refuse_shadowed(typed, tree["arms"])
     empty = {key for key in ("arms", "base") if not tree[key]}
     changed = _changes(preset, {**given, **({"arms": tree["arms"]} if swept else {})}, typed)
-    return Request(StudyConfig(**tree), launcher, frozenset(tree) - {"study", *empty}, list(changed))
+    return Request(StudyConfig(**tree), launcher, frozenset(tree) - {"study", *empty}, frozenset(given), list(changed))
+
+
+def refuse_idle(names: Iterable[str], settings: Mapping[str, Any]) -> None:
+    """ConfigError for a setting, among those that are named, which the others leave without an effect."""
+    for name in sorted(NEEDS.keys() & set(names)):
+        other, values = NEEDS[name]
+        now = settings.get(other, OPTIONS[other].default)
+        require(
+            now in values,
+            f"{name} has an effect only with {other}={' or '.join(values)}, but {other} is {now}: leave "
+            f"{name}={settings[name]} out, or say {other}={values[0]}.",
+        )
 
 
 def merged(*lists: Iterable[str]) -> list[str]:
@@ -184,6 +205,12 @@ def _refuse_odd(word: str, key: str, assigned: str) -> None:
         raise ConfigError(f"There is no setting {key!r}. {did_you_mean(key, {*OPTIONS, *KEYS}, 'gptlab study --help')}")
 
 
+def _refuse_twice(words: Iterable[str]) -> None:
+    """ConfigError for a setting that is said twice, since one of both would be lost."""
+    for key, n in Counter(map(key_of, words)).items():
+        require(n == 1, f"{key} is said twice: leave one of them out.")
+
+
 def _value(key: str, text: str) -> Any:
     """A setting as its type. ConfigError where it is another."""
     kind = OPTIONS[key].type
@@ -209,9 +236,15 @@ def _plain(text: str) -> Any:
 def _preset(name: str) -> dict[str, Any]:
     """The settings of a preset, by name or path. ConfigError for one that there is not, or that holds what is none."""
     folder = conf_dir.find() / "study"
-    path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    choices = [file.stem for file in folder.glob("*.yaml")]
+    own = "/" in name or name.endswith((".yaml", ".yml"))
+    path = Path(name).expanduser() if own else folder / f"{name}.yaml"
+    if own and not path.is_file():
+        raise ConfigError(
+            f"study= takes a YAML file or the name of a preset, but there is no file {path.absolute()}: mend the path, "
+            f"or choose one of {', '.join(sorted(choices))}."
+        )
     if not path.is_file():
-        choices = [file.stem for file in folder.glob("*.yaml")]
         raise ConfigError(f"There is no study named {name!r}. {did_you_mean(name, choices, 'gptlab study --help')}")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -223,14 +256,23 @@ def _preset(name: str) -> dict[str, Any]:
     for key in tree:
         if key not in OPTIONS or key in ("study", "dir", "yes", "dry"):
             raise ConfigError(f"{path} sets {key!r}, which a preset does not have. {did_you_mean(str(key), OPTIONS)}")
-    return {key: OPTIONS[key].check(value, f"{key} in {path}") for key, value in tree.items()}
+    found = {key: OPTIONS[key].check(value, f"{key} in {path}") for key, value in tree.items()}
+    refuse_idle((key for key, value in found.items() if value != OPTIONS[key].default), found)
+    return found
 
 
 def _combinations(swept: Sequence[str]) -> dict[str, list[str]]:
     """One arm for each combination of the values that are listed, named by them."""
     keys = [word.partition("=")[0] for word in swept]
     arms: dict[str, list[str]] = {}
-    for values in itertools.product(*(split(word.partition("=")[2]) for word in swept)):
+    listed = [split(word.partition("=")[2]) for word in swept]
+    for word, parts in zip(swept, listed, strict=True):
+        require(
+            "" not in parts and len({*parts}) == len(parts),
+            f"Each value makes an arm, but {word} lists one twice, or none: mend it. Two names of one arm are written "
+            "in the arms of a preset.",
+        )
+    for values in itertools.product(*listed):
         name = "_".join(_label(key, value) for key, value in zip(keys, values, strict=True))
         name = name if name not in arms else f"{name}_{len(arms)}"
         arms[name] = [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
@@ -252,6 +294,7 @@ def _arm(name: Any, made: Any) -> list[str]:
     for word in made:
         _refuse_odd(word, *word.partition("=")[:2])
         _refuse_setting(word)
+    _refuse_twice(made)
     return made
 
 

@@ -19,6 +19,7 @@ from gptlab.display import Display, PlainDisplay
 from gptlab.errors import ConfigError, did_you_mean
 from gptlab.matching import Tree
 from gptlab.material import Material, Questioned, Text
+from gptlab.model import GPT
 from gptlab.step import TrainState, train_step
 
 ROUNDS = 2  # all arms, one after the other, so often: what disturbs the machine for a while disturbs none alone
@@ -42,19 +43,27 @@ def require_metric(metric: str, tree: Tree) -> None:
 
 
 def counted(tree: Tree, seconds_per_step: float) -> dict[str, float]:
-    """Parameters, FLOPs per token, tokens of the whole run, seconds of a step, and seconds of a point, about."""
+    """Parameters, FLOPs per token if they can be counted, tokens, seconds of a step, and seconds of a point, about."""
     config, source = _opened(tree)
     plan = config.trainer
     a_token = seconds_per_step / (source.n_sequences * source.length)
     n_passes = max(1, plan.steps // plan.eval_every if plan.eval_every else 1)
     evaluating = n_passes * _n_validation(source) * a_token * FORWARD
     return {
-        "parameters": matching.parameters(config),
-        "flops_per_token": flops_per_token(replace(config.model, block_size=source.length)),
+        **_sizes(config, source.length),
         "tokens": plan.steps * source.n_sequences * source.length,
         "seconds_per_step": seconds_per_step,
         "seconds": START_SECONDS + plan.steps * seconds_per_step + evaluating,
     }
+
+
+def _sizes(config: RunConfig, length: int) -> dict[str, float]:
+    """What is counted without storage. A part from outside may need some: it is built, and its FLOPs are left out."""
+    try:
+        fed = replace(config.model, block_size=length)
+        return {"parameters": matching.parameters(config), "flops_per_token": flops_per_token(fed)}
+    except RuntimeError:
+        return {"parameters": GPT(config.model).n_parameters()}
 
 
 def paces(arms: Sequence[tuple[str, Tree]], threads: int) -> list[float]:
