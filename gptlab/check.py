@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -12,7 +11,7 @@ from gptlab import exits
 
 def main(argv: list[str]) -> None:
     """Parse, then print one table, or JSON."""
-    parser = argparse.ArgumentParser(prog="gptlab check", description=__doc__.partition(": ")[2])
+    parser = exits.Parser(prog="gptlab check", description=__doc__.partition(": ")[2])
     names = "attention/flash, or flash; plugins=[./mine.py] adds its own"
     parser.add_argument("names", nargs="*", metavar="NAME", help=names)
     parser.add_argument("--all", action="store_true", help="every registered variant")

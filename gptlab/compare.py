@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 from gptlab import exits
-from gptlab.errors import ConfigError
-
-
-class Words(argparse.ArgumentParser):
-    """A command line whose errors are one line, like all others."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message[:1].upper()}{message[1:]}: see {self.prog} --help.")
 
 
 def main(argv: list[str]) -> None:
     """Parse, then print the table and write the page."""
-    parser = Words(prog="gptlab compare", description=__doc__.partition(": ")[2])
+    parser = exits.Parser(prog="gptlab compare", description=__doc__.partition(": ")[2])
     parser.add_argument("dirs", nargs="+", type=Path, metavar="DIR", help="of runs, sweeps, studies; or latest")
     parser.add_argument("--metric", help="a key of metrics.jsonl (default val/loss, or what the study declares)")
     parser.add_argument("--baseline", help="the arm that the others are compared with (default the first)")

@@ -2,32 +2,76 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from gptlab.display import duration
 from gptlab.hardware import has_compiler
 
 Loss = Callable[..., Any]
+Note = Callable[[str], None]
+
+# On a CPU. Compiling pays from a count of work, not of seconds, so that a run computes the same on any day.
+TAKES = 60  # seconds to compile a step, about, on two cores
+SAVES = 0.3  # of the time that steps take
+RATE = 2e11  # FLOP/s of small models, about, on two cores
 
 
-def maybe_compile(loss: Loss, wanted: str, device: torch.device, note: Callable[[str], None]) -> Loss:
-    """`loss` compiled, for `trainer.compile` true, or auto on CUDA: on a CPU, compiling costs more than it saves."""
-    if wanted == "false" or (wanted == "auto" and device.type != "cuda"):
-        return loss
+def wants_compiling(wanted: str, device: torch.device, flops: float, note: Note) -> bool:
+    """Whether to compile, for `trainer.compile` true, false or auto: on CUDA, and on a CPU where it pays."""
+    if wanted == "false" or (wanted == "auto" and device.type == "cpu" and SAVES * flops / RATE < TAKES):
+        return False
+    if wanted == "auto" and device.type not in ("cpu", "cuda"):
+        return False
     if not has_compiler(device):
         note("No compiler was found (C++; Triton on CUDA): training goes on without torch.compile.")
-        return loss
-    return _Compiled(loss, note)
+        return False
+    return True
 
 
-class _Compiled:
+def forecast(compiles: bool, flops: float) -> str:
+    """What compiling is to a training on a CPU, in a line."""
+    worth = f"takes about {duration(TAKES)} once and saves about {duration(SAVES * flops / RATE)}"
+    return f"compiled, which {worth}" if compiles else f"not compiled, which {worth}: trainer.compile=true"
+
+
+def takes_whole_steps() -> bool:
+    """Whether this torch can compile a step as one graph, its backward pass in it; from 2.13 on it can be told to."""
+    import torch._dynamo as dynamo
+
+    able = hasattr(dynamo.config, "trace_autograd_ops")
+    if able:
+        dynamo.config.trace_autograd_ops = True  # type: ignore[attr-defined]
+        logger = logging.getLogger("torch._dynamo.variables.ctx_manager")
+        logger.setLevel(logging.ERROR)  # that torch.optim's marks for a profiler are gone is no news
+    return able
+
+
+class Whole:
+    """A step compiled as one graph; the first call finds out whether it can be, and calls `instead` where not."""
+
+    def __init__(self, step: Loss, note: Note, instead: Loss) -> None:
+        self.step, self.note, self.instead = torch.compile(step, fullgraph=True, dynamic=False), note, instead
+
+    def __call__(self, *args: Any) -> Any:
+        try:
+            return self.step(*args)  # compiled before any of it runs: nothing is half done where that fails
+        except Exception as error:
+            if not _is_compilers(error):
+                raise
+            self.note(f"The step could not be compiled as one graph ({_first_line(error)}): its loss is, alone.")
+        return self.instead(*args)
+
+
+class CompiledLoss:
     """A compiled loss that becomes the plain one, once, when its first compilation, forward or backward, fails."""
 
-    def __init__(self, function: Loss, note: Callable[[str], None]) -> None:
+    def __init__(self, function: Loss, note: Note, **options: Any) -> None:
         self.plain, self.note = function, note
-        self.current: Loss = torch.compile(function)
+        self.current: Loss = torch.compile(function, **options)
         self.tried = False
 
     def __call__(self, *args: Any) -> Any:
@@ -39,8 +83,7 @@ class _Compiled:
         except Exception as error:
             if self.current is self.plain or not _is_compilers(error):
                 raise
-            reason = str(error).strip().splitlines()[0]
-            self.note(f"torch.compile failed ({reason}): training goes on without it.")
+            self.note(f"torch.compile failed ({_first_line(error)}): training goes on without it.")
             self.current = self.plain
             return self.plain(*args)
 
@@ -62,3 +105,7 @@ def _is_compilers(error: Exception) -> bool:
     from torch._dynamo.exc import TorchDynamoException
 
     return isinstance(error, TorchDynamoException) or type(error).__module__.startswith(("torch._inductor", "triton"))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -53,7 +53,7 @@ def candidates(line: str, study: type | None = None) -> list[str]:
     before = words[1:] if word == "" else words[1:-1]
     if not before:
         found = list(VERBS)
-    elif before[0] in ("train", "tune"):
+    elif before[0] in ("train", "tune", "bench"):
         found = _train(word, before[1:])
     elif before[0] == "study":
         found = [*_study(word, study), *_train(word, before[1:])]

@@ -81,6 +81,7 @@ class TrainerConfig:
     steps: int = 500  # optimizer steps
     batch_size: int = 32  # sequences in a micro-batch
     accumulate: int = 1  # micro-batches in a step
+    tokens_per_step: int | None = None  # sets accumulate: as many micro-batches as hold so many tokens
     clip: float = 1.0  # largest gradient norm; 0 = no clipping
     log_every: int = 10  # steps
     eval_every: int = 250  # steps; 0 = only at the end
@@ -93,6 +94,8 @@ class TrainerConfig:
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     precision: str = "auto"  # auto, fp32, bf16, fp16
     compile: str = "auto"  # auto, true, false
+    cuda_graphs: bool = False  # replay a compiled step's kernels: for models so small that launching them takes longest
+    activation_checkpointing: str = "none"  # none; compute again in the backward pass: block, or selective, no products
     on_nonfinite: str = "stop"  # stop, skip: what a loss that is NaN or infinite does
     eval_part: str = "all"  # all, first, second: the half of the validation split that is evaluated on
     patience: int = 0  # evaluations without a better validation loss after which training stops; 0 = never
@@ -105,6 +108,13 @@ class TrainerConfig:
             require(getattr(self, name) >= 0, f"trainer.{name} must be 0 or more, but is {getattr(self, name)}.")
         require_choice("trainer.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         require_choice("trainer.compile", self.compile, ("auto", "true", "false"))
+        require(
+            not self.cuda_graphs or (self.accumulate == 1 and self.compile != "false"),
+            "trainer.cuda_graphs=true replays a compiled step of one micro-batch: leave trainer.accumulate at 1 and "
+            "trainer.compile at auto.",
+        )
+        checkpointing = self.activation_checkpointing
+        require_choice("trainer.activation_checkpointing", checkpointing, ("none", "selective", "block"))
         require_choice("trainer.on_nonfinite", self.on_nonfinite, ("stop", "skip"))
         require_choice("trainer.eval_part", self.eval_part, ("all", "first", "second"))
         require(
@@ -150,6 +160,8 @@ class RunConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     def __post_init__(self) -> None:
+        if self.trainer.tokens_per_step is not None:
+            self.trainer.accumulate = _micro_batches(self.trainer, self.model.block_size)
         require(
             re.fullmatch(r"\w[\w.-]*", self.name) is not None,
             f"name is one folder under runs/, of letters, digits and . _ -, but is {self.name!r}.",
@@ -201,6 +213,23 @@ def require(rule_holds: bool, message: str) -> None:
 def require_choice(where: str, value: str, choices: tuple[str, ...]) -> None:
     """ConfigError unless `value` is one of `choices`."""
     require(value in choices, f"{where} must be one of {', '.join(choices)}, but is {value!r}.")
+
+
+def _micro_batches(plan: TrainerConfig, block_size: int) -> int:
+    """How many hold `tokens_per_step`. ConfigError where no number does, or `accumulate` says another."""
+    wanted, each = plan.tokens_per_step or 0, plan.batch_size * block_size
+    n, rest = divmod(wanted, each)
+    require(
+        n > 0 and rest == 0,
+        f"trainer.tokens_per_step must be a multiple of a micro-batch of {each:,} tokens (trainer.batch_size x "
+        f"model.block_size), but is {wanted:,}: the nearest is {max(1, round(wanted / each)) * each:,}.",
+    )
+    require(
+        plan.accumulate in (1, n),
+        f"trainer.tokens_per_step={wanted:,} asks for {n} micro-batches, but trainer.accumulate={plan.accumulate}: "
+        "leave one of the two out.",
+    )
+    return n
 
 
 def _construct(cls: type[Any], tree: Mapping[str, Any], where: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from gptlab import exits
@@ -10,7 +9,7 @@ from gptlab import exits
 
 def main(argv: list[str]) -> None:
     """Parse, then print one table, or JSON."""
-    parser = argparse.ArgumentParser(prog="gptlab evaluate", description=__doc__.partition(": ")[2])
+    parser = exits.Parser(prog="gptlab evaluate", description=__doc__.partition(": ")[2])
     parser.add_argument("run", help="a run directory, or latest")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--split", choices=("train", "val"), default="val", help="of the run's own text (default val)")

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
-from gptlab.errors import GptlabError, Interrupted, TrainingError
+from gptlab.errors import ConfigError, GptlabError, Interrupted, TrainingError
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose errors are one line, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """ConfigError with what argparse says."""
+        raise ConfigError(f"{message[:1].upper()}{message[1:]}: see {self.prog} --help.")
 
 
 def run(door: Callable[[list[str]], None], argv: list[str] | None = None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from gptlab import exits
@@ -10,7 +9,7 @@ from gptlab import exits
 
 def main(argv: list[str]) -> None:
     """Parse, then write the directory, whole or not at all."""
-    parser = argparse.ArgumentParser(prog="gptlab export", description=__doc__.partition(": ")[2])
+    parser = exits.Parser(prog="gptlab export", description=__doc__.partition(": ")[2])
     parser.add_argument("run", help="a run directory, or latest")
     parser.add_argument(
         "--to", nargs=2, required=True, metavar=("FORMAT", "DIR"), help="hf, and a directory that is new or empty"

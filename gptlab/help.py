@@ -30,6 +30,7 @@ VERBS = {
     "study": "arms and seeds, run and judged: is it better?",
     "compare": "runs side by side: effects, intervals, verdicts, a page",
     "tune": "search for hyper-parameters",
+    "bench": "how long a step takes and where the time goes; of variants; of decoding",
     "list": "what there is to choose from, and the card of a variant",
     "check": "hold variants, your own included, to the laws",
     "completion": "print the completion script of a shell: bash, zsh or fish",

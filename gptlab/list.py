@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from gptlab import exits
@@ -10,7 +9,7 @@ from gptlab import exits
 
 def main(argv: list[str]) -> None:
     """Parse, then print a table or cards, or JSON."""
-    parser = argparse.ArgumentParser(prog="gptlab list", description=__doc__.partition(": ")[2])
+    parser = exits.Parser(prog="gptlab list", description=__doc__.partition(": ")[2])
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help="attention, attention/flash or flash; plugins=[./mine.py] adds its own"
     )

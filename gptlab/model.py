@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -19,10 +18,12 @@ from gptlab.components.attention import Attention, trait
 from gptlab.components.block import Block, Parts
 from gptlab.components.context import Cache, Context, Replay
 from gptlab.components.position import Position
+from gptlab.components.recompute import recomputed
 from gptlab.components.scale import Softcap, scaled
 from gptlab.components.shape import Shape
 from gptlab.config import ModelConfig, as_spec
 from gptlab.errors import ConfigError
+from gptlab.loss import LARGEST, cross_entropy, in_chunks, padded
 from gptlab.seeds import seed_of, seeded
 
 
@@ -34,6 +35,7 @@ class GPT(nn.Module):
         if config.vocab_size is None or config.vocab_size < 1:
             raise ConfigError(f"model.vocab_size must be at least 1, but is {config.vocab_size}: a tokenizer sets it.")
         self.config = config
+        self.recompute = "none"  # or what of a block is computed again in the backward pass: selective, block
         build = functools.partial(_build, seed)
         with seeded(seed, "construction"):
             self._add_embedding(build, config)
@@ -77,28 +79,42 @@ class GPT(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Sum of the cross entropies (nats) over the targets that are not -100; losses to add; numbers to log."""
         hidden, context = self.hidden(tokens)
-        logits = self.logits(hidden)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+        rows, wanted = hidden.flatten(0, 1), targets.flatten()
+        n_rows = max(1, LARGEST // self.token_embedding.num_embeddings)
+        plain = self.config.z_loss or rows.is_meta or torch.compiler.is_compiling()  # compilers hold no float32 either
+        if len(rows) > n_rows and not plain:
+            ends = (*self.head_proj.parameters(), *self.head.parameters())
+            return in_chunks(rows, wanted, self.logits, ends, n_rows), context.losses, context.metrics
+        logits = self.logits(rows)
+        total = cross_entropy(logits, wanted)
         if self.config.z_loss:
-            kept = (targets >= 0).to(logits.dtype)
-            squares = logits.logsumexp(-1).square() * kept
+            kept = (wanted >= 0).float()
+            squares = logits.to(total.dtype).logsumexp(-1).square() * kept
             context.losses["z_loss"] = self.config.z_loss * squares.sum() / kept.sum().clamp(min=1)
         return total, context.losses, context.metrics
 
     def hidden(self, tokens: Int[Tensor, "B T"], cache: Cache | None = None) -> tuple[Float[Tensor, "B T C"], Context]:
         """What the head reads."""
         context = self.place(tokens, cache)
+        return self.read(tokens, context, cache.layers if cache else [None] * len(self.blocks)), context
+
+    def read(self, tokens: Int[Tensor, "B T"], context: Context, memories: Sequence[Any]) -> Float[Tensor, "B T C"]:
+        """`hidden` of tokens whose place is known, by layers that have a memory each, or None."""
         x = self.embedding_scale(self.embedding_proj(self.token_embedding(tokens)))
         x = self.dropout(self.embedding_norm(self.position.embed(x, context.positions)))
-        memories = cache.layers if cache else [None] * len(self.blocks)
+        recompute = self.recompute if torch.is_grad_enabled() else "none"
         for block, memory in zip(self.blocks, memories, strict=True):
-            x = block(x, context, memory)
-        return self.norm(x), context
+            if recompute == "none":
+                x = block(x, context, memory)
+            else:
+                x = recomputed(block, x, context, selective=recompute == "selective")
+        return self.norm(x)
 
     def logits(self, hidden: Float[Tensor, "B T C"]) -> Float[Tensor, "B T V"]:
         """The head: scaled, then bounded."""
-        return self.logit_softcap(self.logit_scale(self.head(self.head_proj(hidden))))
+        x = self.head_proj(hidden)
+        scores = padded(self.head, x) if x.is_cuda and self.head.out_features % 64 else self.head(x)
+        return self.logit_softcap(self.logit_scale(scores))
 
     def place(self, tokens: Int[Tensor, "B T"], cache: Cache | None = None) -> Context:
         """Where the tokens stand after those that `cache` has seen, which from now on include them."""
@@ -106,14 +122,20 @@ class GPT(nn.Module):
         index = torch.arange(cache.length, cache.length + tokens.shape[1], device=tokens.device)[None]
         _check_length(self.position.limit, cache.length + tokens.shape[1])
         cache.length += tokens.shape[1]
-        if not self.config.document_mask:
+        if not self.config.document_mask and cache.padding is None:
             return Context(index)
-        ends = torch.eq(tokens, self.config.separator or 0).long()  # a separator is the last token of its document
+        separator = (self.config.separator or 0) if self.config.document_mask else -1
+        ends = torch.eq(tokens, separator).long()  # a separator is the last token of its document
+        filler = None if cache.padding is None else index < cache.padding
+        if filler is not None:
+            ends = ends.masked_fill(filler, 0)
         documents = cache.document + ends.cumsum(1) - ends
         begins = (ends * (index + 1)).cummax(1).values.clamp(min=cache.began)  # of the document of the next token
         began = torch.cat((torch.zeros_like(begins[:, :1]) + cache.began, begins[:, :-1]), dim=1)
         cache.document, cache.began = documents[:, -1:] + ends[:, -1:], begins[:, -1:]
-        return Context(index - began, documents)
+        if filler is None:
+            return Context(index - began, documents)
+        return Context((index - began).clamp(min=0), documents.masked_fill(filler, -1))
 
     def new_cache(self, batch_size: int, max_len: int) -> Cache:
         """An empty memory for decoding: each layer's attention makes what it needs to remember `max_len` tokens."""

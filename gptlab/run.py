@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from gptlab import checkpoint, lora, material, pretrained, registry, report, rundir, rundirs, tokenizer
-from gptlab.compiling import maybe_compile
+from gptlab.compiling import forecast, wants_compiling
 from gptlab.config import RunConfig, require, to_dict
 from gptlab.cost import flops_per_token
 from gptlab.dashboards import WandbLog, open_wandb
@@ -29,7 +29,7 @@ from gptlab.model import GPT
 from gptlab.optimizer import parameter_groups
 from gptlab.remarks import remarks
 from gptlab.runlog import RunLog, rewind, write_summary
-from gptlab.step import Batch, TrainState
+from gptlab.step import Batch, TrainState, compile_step
 from gptlab.stopping import stop_requests
 from gptlab.trainer import Actions, Status, train
 
@@ -93,7 +93,10 @@ def go_on(wanted: str, changes: Mapping[str, Any]) -> tuple[Status, Path]:
 
 def check(config: RunConfig) -> None:
     """Build everything without storage and text: what cannot be is refused before a file is read or written."""
-    choose_precision(config.trainer.precision, choose_device(config.trainer.device))
+    device = choose_device(config.trainer.device)
+    choose_precision(config.trainer.precision, device)
+    possible = device.type == "cuda" or not config.trainer.cuda_graphs
+    require(possible, f"trainer.cuda_graphs needs a CUDA device, but this is {device}: leave it out.")
     known = dataclasses.replace(config.model, vocab_size=config.model.vocab_size or 1)
     if known.document_mask and known.separator is None:
         known.separator = 0  # the tokenizer's, which is not known yet
@@ -118,11 +121,12 @@ def make_state(config: RunConfig, source: Material, display: Display, *, fresh: 
         if config.lora.rank:
             lora.adapt(model, config.lora, config.seed)
         model = model.to(device)
+        model.recompute = plan.activation_checkpointing
     except GptlabError:
         raise
     except (RuntimeError, MemoryError) as error:
         raise _explained(error) from error
-    return TrainState(
+    state = TrainState(
         model=model,
         optimizer=registry.build("optimizer", config.optimizer, parameter_groups(model)),
         schedule=registry.build("schedule", config.schedule, plan.steps),
@@ -130,9 +134,13 @@ def make_state(config: RunConfig, source: Material, display: Display, *, fresh: 
         seed=config.seed,
         device=device,
         precision=choose_precision(plan.precision, device),
-        loss=maybe_compile(model.loss, plan.compile, device, display.note),
         length=source.length,
     )
+    compiles = wants_compiling(plan.compile, device, _work(state), display.note)
+    plan.compile = str(compiles).lower()  # a run goes on as it began
+    if compiles:
+        compile_step(state, display.note)
+    return state
 
 
 def initial(model: GPT) -> dict[str, str]:
@@ -152,7 +160,7 @@ def restore(state: TrainState, run_dir: Path, source: Material, display: Display
     state.model.load_tensors(saved.tensors["model"])
     names = {parameter: name for name, parameter in state.model.named_parameters()}
     checkpoint.restore_optimizer(state.optimizer, names, saved.tensors["optimizer"], saved.meta["optimizer"])
-    if state.precision == "fp16":
+    if state.scaler:
         state.scaler.load_state_dict(saved.meta["scaler"])
     state.step, state.seconds, state.n_bad = saved.step, saved.meta["seconds"], saved.meta["skipped"]
     state.bad.fill_(state.n_bad)
@@ -268,7 +276,7 @@ class Run:
         tensors, rest = checkpoint.optimizer_tensors(state.optimizer, names)
         meta = {
             "optimizer": rest,
-            "scaler": state.scaler.state_dict(),
+            "scaler": state.scaler.state_dict() if state.scaler else {},
             "seconds": state.seconds,
             "skipped": state.n_bad,
             "best": state.best if math.isfinite(state.best) else None,
@@ -311,8 +319,13 @@ class Run:
             f"model   {parts}: {sizes}, {self.state.model.n_parameters():,} parameters{learning}",
             f"data    {chosen['data']} as {chosen['tokenizer']} ({n_ids} ids): {source}",
             f"run     {self.run_dir} on {self.state.device}, {self.state.precision}",
+            *self._compiling(),
             *remarks(self.state.model, self.state.device, self.state.precision, self.flops),
         ]
+
+    def _compiling(self) -> list[str]:
+        compiles = self.config.trainer.compile == "true"
+        return [f"steps   {forecast(compiles, _work(self.state))}"] if self.state.device.type == "cpu" else []
 
     def _draw(self) -> str | None:
         try:
@@ -328,6 +341,11 @@ def _read(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return {}
+
+
+def _work(state: TrainState) -> float:
+    """FLOPs of the training, about: attention is left out, the embedding in."""
+    return 6.0 * state.model.n_parameters() * state.tokens_per_step * state.config.steps
 
 
 def _learning(model: GPT) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from gptlab import exits
@@ -10,7 +9,7 @@ from gptlab import exits
 
 def main(argv: list[str]) -> None:
     """Parse, then write to standard output as the tokens come."""
-    parser = argparse.ArgumentParser(prog="gptlab sample", description=__doc__.partition(": ")[2])
+    parser = exits.Parser(prog="gptlab sample", description=__doc__.partition(": ")[2])
     parser.add_argument("run", help="a run directory, or latest")
     parser.add_argument("--prompt", default="", help="what the text begins with; empty: the border between documents")
     parser.add_argument(
@@ -27,6 +26,9 @@ def main(argv: list[str]) -> None:
         "--batch", type=int, default=8, help="texts drawn side by side; changes nothing else (default 8)"
     )
     parser.add_argument("--stop", help="end a text before this string")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile a step: half a minute once, then faster; for very long texts"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     options = parser.parse_args(argv)
     from gptlab import writing

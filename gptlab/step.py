@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -11,12 +12,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
-from torch.optim import Optimizer
 
+from gptlab.compiling import CompiledLoss, Whole, takes_whole_steps
 from gptlab.config import TrainerConfig
 from gptlab.data import IGNORE
 from gptlab.hardware import autocast
 from gptlab.model import GPT
+from gptlab.optimizer.rule import Rule
 from gptlab.schedule import Schedule
 from gptlab.seeds import seed_of
 
@@ -29,13 +31,14 @@ class TrainState:
     """Everything that changes while a model trains, and what it takes to change it."""
 
     model: GPT
-    optimizer: Optimizer
+    optimizer: Rule
     schedule: Schedule
     config: TrainerConfig
     seed: int
     device: torch.device
     precision: str
-    loss: Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]  # model.loss, or it compiled
+    loss: Callable[..., tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]] = field(init=False)  # or it compiled
+    whole: Callable[[Tensor, Tensor, Tensor], tuple[dict[str, Tensor], Tensor]] | None = None  # a step, compiled
     length: int = 0  # tokens fed in a sequence; 0: block_size
     step: int = 0
     seconds: float = 0.0  # of the run so far, pauses of a stopped run left out
@@ -45,15 +48,14 @@ class TrainState:
     last: float = math.inf  # newest validation loss
     paces: list[float] = field(default_factory=list)  # seconds per step, between one look of the host and the next
     n_bad: int = 0  # steps left out because they were not finite, as of the last log
-    scaler: GradScaler = field(init=False)
+    scaler: GradScaler | None = field(init=False)  # of fp16
     bad: Tensor = field(init=False)  # the same count on the device, read when a row is logged or a checkpoint saved
     afterwards: list[Callable[[Tensor], None]] = field(init=False)  # what modules do after each step
 
     def __post_init__(self) -> None:
-        # The loss scaler is the guard for every precision: it leaves out steps with gradients that are not finite,
-        # on the device and without waiting for it. In fp32 and bf16 its scale stays at 1.
-        scale = FP16_START if self.precision == "fp16" else 1.0
-        self.scaler = GradScaler(self.device.type, init_scale=scale)
+        self.loss = self.model.loss
+        fp16 = self.precision == "fp16"
+        self.scaler = GradScaler(self.device.type, init_scale=FP16_START) if fp16 else None
         self.bad = torch.zeros((), dtype=torch.long, device=self.device)
         found = (getattr(module, "after_step", None) for module in self.model.modules())
         self.afterwards = [after_step for after_step in found if after_step]
@@ -91,23 +93,106 @@ def train_step(state: TrainState, batch: Batch) -> tuple[dict[str, Tensor], Tens
 
     The loss is the mean over all targets of the step that are not -100, whatever micro-batch they fall in.
     """
+    _set_rates(state)
+    n_targets = torch.tensor(float(max(1, int((batch[1] != IGNORE).sum()))))  # the batch is still on the host
+    parts = list(_micro_batches(state, batch))
+    if state.whole and len(parts) == 1:
+        _seed(state, 0)
+        return state.whole(*parts[0], n_targets)
+    means: dict[str, Tensor] = {}
+    for part, (tokens, targets) in enumerate(parts):
+        _seed(state, part)
+        pieces = learn(state, tokens, targets, n_targets)
+        means |= {name: means.get(name, 0) + piece for name, piece in pieces.items()}
+    return means, update(state, means["loss"])
+
+
+def compile_step(state: TrainState, note: Callable[[str], None]) -> None:
+    """Let torch.compile have the step: whole, on a CPU and with one micro-batch, else the loss alone."""
+    plain = state.loss = state.model.loss
+    if state.config.cuda_graphs:
+        state.loss = _Replayed(plain, note, mode="reduce-overhead")
+        return
+    if state.device.type != "cpu" or state.config.accumulate > 1 or not takes_whole_steps():
+        state.loss = CompiledLoss(plain, note)
+        return
+
+    def instead(*args: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        state.whole, state.loss = None, CompiledLoss(plain, note)
+        return learn_and_update(state, *args)
+
+    for group in state.optimizer.param_groups:
+        group["lr"] = torch.tensor(float(group["lr"]))
+        state.optimizer.remember(group["params"], group)
+    state.whole = Whole(functools.partial(learn_and_update, state), note, instead)
+
+
+class _Replayed(CompiledLoss):
+    """Through CUDA graphs, whose memory the next step overwrites: what is looked at later is copied."""
+
+    def __call__(self, *args: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        torch.compiler.cudagraph_mark_step_begin()
+        total, losses, metrics = super().__call__(*args)
+        return total, losses, {name: metric.clone() for name, metric in metrics.items()}
+
+
+def learn_and_update(
+    state: TrainState, tokens: Tensor, targets: Tensor, n_targets: Tensor
+) -> tuple[dict[str, Tensor], Tensor]:
+    """A step of one micro-batch, which torch.compile takes as one graph."""
+    pieces = learn(state, tokens, targets, n_targets)
+    return pieces, update(state, pieces["loss"])
+
+
+def learn(state: TrainState, tokens: Tensor, targets: Tensor, n_targets: Tensor) -> dict[str, Tensor]:
+    """Add a micro-batch's gradients; its losses and metrics by name, as shares of the step's."""
+    with autocast(state.device, state.precision):
+        total, added, metrics = state.loss(tokens, targets)
+    names = ["loss", *added, *metrics]
+    assert len(names) == len({*names}), "a part adds to context.losses and metrics under names of its own"
+    pieces = {name: x / state.config.accumulate for name, x in added.items()}
+    pieces["loss"] = total * _guard(state, total) / n_targets
+    loss = torch.stack(list(pieces.values())).sum()
+    (state.scaler.scale(loss) if state.scaler else loss).backward()
+    pieces |= {name: x / state.config.accumulate for name, x in metrics.items()}
+    return {name: piece.detach() for name, piece in pieces.items()}
+
+
+def update(state: TrainState, loss: Tensor) -> Tensor:
+    """Clip and step, unless a gradient is not finite; returns the gradient norm before clipping."""
+    if state.scaler:
+        state.scaler.unscale_(state.optimizer)
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if state.config.clip:
+        torch.nn.utils.clip_grads_with_norm_(parameters, state.config.clip, norm)
+    if state.scaler:
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+    else:  # a norm that is not finite tells of a gradient that is not, or of one too large to be stepped by
+        state.optimizer.found_inf = (~torch.isfinite(norm)).float()
+        state.optimizer.step()
+    for parameter in parameters:
+        parameter.grad = None
+    finite = torch.isfinite(loss) & torch.isfinite(norm)
+    for act in state.afterwards:
+        act(finite)
+    state.bad += ~(torch.isfinite(loss) if state.scaler else finite)  # fp16 overflows are routine
+    return norm
+
+
+def _set_rates(state: TrainState) -> None:
     rate = state.optimizer.defaults["lr"] * state.schedule(state.step)
     for group in state.optimizer.param_groups:
-        group["lr"] = rate * group.get("lr_scale", 1.0)
-    n_targets = max(1, int((batch[1] != IGNORE).sum()))  # the batch is still on the host
-    means: dict[str, Tensor] = {}
-    for part, (tokens, targets) in enumerate(_micro_batches(state, batch)):
-        torch.manual_seed(seed_of(state.seed, "dropout", state.step, part))
-        with autocast(state.device, state.precision):
-            total, added, metrics = state.loss(tokens, targets)
-        names = ["loss", *added, *metrics]
-        assert len(names) == len({*names}), "a part adds to context.losses and metrics under names of its own"
-        pieces = {name: x / state.config.accumulate for name, x in added.items()}
-        pieces["loss"] = total * _guard(state, total) / n_targets
-        state.scaler.scale(torch.stack(list(pieces.values())).sum()).backward()
-        pieces |= {name: x / state.config.accumulate for name, x in metrics.items()}
-        means |= {name: means.get(name, 0) + piece.detach() for name, piece in pieces.items()}
-    return means, _step_optimizer(state, means["loss"])
+        now = rate * group.get("lr_scale", 1.0)
+        if isinstance(group["lr"], Tensor):  # of a compiled step, for which a new number would be a new graph
+            group["lr"].fill_(now)
+        else:
+            group["lr"] = now
+
+
+def _seed(state: TrainState, part: int) -> None:
+    torch.manual_seed(seed_of(state.seed, "dropout", state.step, part))
 
 
 def _guard(state: TrainState, loss: Tensor) -> Tensor:
@@ -116,26 +201,6 @@ def _guard(state: TrainState, loss: Tensor) -> Tensor:
     if state.config.on_nonfinite == "stop":
         fine &= state.bad == state.n_bad
     return torch.where(fine, 1.0, math.nan)
-
-
-def _step_optimizer(state: TrainState, loss: Tensor) -> Tensor:
-    """Clip and step, unless a gradient is not finite; returns the gradient norm before clipping."""
-    fp16 = state.precision == "fp16"
-    if fp16:
-        state.scaler.unscale_(state.optimizer)
-    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if not fp16:  # finite gradients whose norm overflows are spoilt, so that no step is taken
-        norm = torch.where(torch.isfinite(norm), norm, math.nan)
-    torch.nn.utils.clip_grads_with_norm_(parameters, state.config.clip or math.inf, norm)
-    state.scaler.step(state.optimizer)
-    state.scaler.update(None if fp16 else 1.0)
-    state.optimizer.zero_grad(set_to_none=True)
-    finite = torch.isfinite(loss) & torch.isfinite(norm)
-    for act in state.afterwards:
-        act(finite)
-    state.bad += ~(torch.isfinite(loss) if fp16 else finite)  # fp16 overflows are routine
-    return norm
 
 
 def _micro_batches(state: TrainState, batch: Batch) -> Iterator[Batch]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +31,20 @@ class Actions:
     keep_best: Callable[[], None] = lambda: None  # when the validation loss is the lowest, where training may end early
 
 
+@contextmanager
+def _garbage_kept() -> Iterator[None]:
+    """No pause in the middle of a step to look for cycles: what is there stays, and the loop asks for the rest."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
+@_garbage_kept()
 def train(state: TrainState, batch_of: Callable[[int], Batch], actions: Actions, meter: Meter) -> Status:
     """Train from `state.step` to `config.steps`; every batch and every draw depends on (seed, step) alone."""
     plan, clock = state.config, _Clock(state)
@@ -44,6 +59,7 @@ def train(state: TrainState, batch_of: Callable[[int], Batch], actions: Actions,
                 row |= actions.evaluate()
                 _compare(state, row["val/loss"], actions)
         if row:
+            gc.collect()  # here, and in no step
             actions.log(
                 {"step": state.step, "tokens": state.step * state.tokens_per_step, "seconds": clock.read(), **row}
             )
@@ -100,7 +116,7 @@ def _refuse_nonfinite(state: TrainState) -> None:
             "optimizer.lr, lengthen schedule.warmup, choose trainer.precision=fp32, or set trainer.on_nonfinite=skip."
         )
     state.n_bad += new
-    if state.precision == "fp16" and state.scaler.get_scale() < FP16_LEAST:
+    if state.scaler and state.scaler.get_scale() < FP16_LEAST:
         raise TrainingError(
             f"In fp16 the gradients overflow at any loss scale, by step {state.step}: "
             "choose trainer.precision=bf16 or fp32."

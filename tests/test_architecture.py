@@ -122,7 +122,7 @@ def test_no_file_is_a_drawer_for_odds_and_ends() -> None:
 
 
 def test_a_door_is_short() -> None:
-    for name in ("train", "sample", "evaluate", "export", "check", "list", "study", "compare", "tune"):
+    for name in ("train", "sample", "evaluate", "export", "check", "list", "study", "compare", "tune", "bench"):
         assert (PACKAGE / f"{name}.py").read_text("utf-8").count("\n") <= 45
 
 

@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 
-from gptlab.compiling import _Compiled, maybe_compile
+from gptlab.compiling import CompiledLoss, Whole, wants_compiling
 from gptlab.config import ModelConfig
 from gptlab.cost import flops_per_token
 from gptlab.errors import ConfigError
@@ -77,23 +77,40 @@ def test_a_compiler_is_looked_for_in_cxx_and_on_the_path(monkeypatch: pytest.Mon
     assert has_compiler(CPU)
 
 
-def test_a_cpu_compiles_only_when_asked() -> None:
-    def loss() -> None: ...
+@pytest.mark.parametrize(
+    ("wanted", "device", "flops", "compiles"),
+    [
+        ("auto", "cpu", 1e13, False),
+        ("auto", "cpu", 1e15, True),
+        ("auto", "cuda", 1e9, True),
+        ("auto", "mps", 1e15, False),
+        ("true", "cpu", 1e9, True),
+        ("false", "cuda", 1e15, False),
+    ],
+)
+def test_a_cpu_compiles_where_it_pays(
+    wanted: str, device: str, flops: float, compiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptlab.compiling.has_compiler", lambda device: True)
+    assert wants_compiling(wanted, torch.device(device), flops, pytest.fail) == compiles
 
+
+def test_without_a_compiler_training_goes_on_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptlab.compiling.has_compiler", lambda device: False)
     notes: list[str] = []
-    assert maybe_compile(loss, "auto", CPU, notes.append) is loss
-    assert maybe_compile(loss, "false", CPU, notes.append) is loss
-    assert notes == []
+    assert not wants_compiling("true", CPU, 1e9, notes.append)
+    assert notes == ["No compiler was found (C++; Triton on CUDA): training goes on without torch.compile."]
 
 
 def test_an_error_of_the_model_is_no_failed_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
         raise ZeroDivisionError("mine")
 
-    monkeypatch.setattr(shutil, "which", lambda name: name)
-    monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     with pytest.raises(ZeroDivisionError):
-        maybe_compile(broken, "true", CPU, print)()
+        CompiledLoss(broken, pytest.fail)()
+    with pytest.raises(ZeroDivisionError):
+        Whole(broken, pytest.fail, print)()
 
 
 @pytest.mark.slow
@@ -156,8 +173,7 @@ def test_a_backward_pass_that_cannot_be_compiled_leaves_the_plain_loss(monkeypat
     toy, notes = Toy(2, 2), []
     spoilt = lambda x: (Failing.apply(toy(x).sum()), {})  # noqa: E731
     monkeypatch.setattr(torch, "compile", lambda function: spoilt)
-    monkeypatch.setattr("gptlab.compiling.has_compiler", lambda device: True)
-    loss = maybe_compile(toy.loss, "true", CPU, notes.append)
+    loss = CompiledLoss(toy.loss, notes.append)
     total, _ = loss(torch.ones(1, 2))
     total.backward()
     assert notes == ["torch.compile failed (no backward here): training goes on without it."]
@@ -167,7 +183,7 @@ def test_the_trial_of_a_compiled_loss_leaves_no_trace() -> None:
     """What it draws and counts comes again: a resumed run goes on with the bits of one that was never stopped."""
     sizes = {"vocab_size": 7, "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8}
     model = GPT(ModelConfig(**sizes, dropout=0.5, mlp={"name": "moe", "balance": "bias"}))
-    compiled = _Compiled(model.loss, print)
+    compiled = CompiledLoss(model.loss, print)
     compiled.current = model.loss
     tokens = torch.randint(7, (2, 8), generator=torch.Generator().manual_seed(0))
     torch.manual_seed(3)

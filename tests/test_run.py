@@ -437,3 +437,28 @@ def test_a_run_is_evaluated_on_the_half_that_is_asked_for(unbroken: Path, home: 
     refused = tiny.call(tiny.train, "resume=first", "trainer.eval_part=all", "trainer.steps=20")
     assert "trainer.eval_part cannot change" in refused.err
     assert "trainer.eval_part must be one of all, first, second" in tiny.run("trainer.eval_part=third").err
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        (["trainer.tokens_per_step=100"], "trainer.tokens_per_step must be a multiple of a micro-batch of"),
+        (["trainer.tokens_per_step=64", "trainer.accumulate=3"], "asks for"),
+        (["trainer.cuda_graphs=true"], "trainer.cuda_graphs needs a CUDA device, but this is cpu"),
+        (["trainer.cuda_graphs=true", "trainer.compile=false"], "replays a compiled step"),
+        (["trainer.activation_checkpointing=all"], "must be one of none, selective, block"),
+    ],
+)
+def test_settings_of_a_step_that_cannot_be_are_refused(words: list[str], refused: str, tmp_path: Path) -> None:
+    ended = tiny.run(f"run_dir={tmp_path}/run", "trainer.device=cpu", *words)
+    assert (ended.code, ended.err.count("\n")) == (2, 1), ended.err
+    assert refused in ended.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_budget_of_tokens_is_so_many_micro_batches(tmp_path: Path) -> None:
+    text = tiny.write_text(tmp_path)
+    ended = tiny.run(f"data.path={text}", f"run_dir={tmp_path}/run", "trainer.tokens_per_step=192", "trainer.steps=3")
+    assert ended.code == 0, ended.err
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["trainer"]["accumulate"] == 3
+    assert tiny.rows(tmp_path / "run")[-1]["tokens"] == 3 * 192

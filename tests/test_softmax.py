@@ -11,6 +11,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from gptlab import registry
+from gptlab.components import context
 from gptlab.components.attention.choice import choose, fastest
 from gptlab.components.attention.kernels import FLEX, MATH, SDPA
 from gptlab.components.attention.plan import Plan
@@ -279,8 +280,28 @@ def test_a_cache_holds_what_the_next_token_may_see_and_the_positions() -> None:
         seen, _, at = cache.append(k[:, :, start:stop], k[:, :, start:stop], Places(torch.arange(start, stop)[None]))
     assert at.positions.tolist() == [[0, 1, 2, 3, 4, 5, 6]]
     assert torch.equal(seen, k)
-    assert cache.held is not None
-    assert cache.held[2].positions.tolist() == [[4, 5, 6]]  # and the next token, itself, is the fourth
+    assert cache.held[2].tolist() == [[4, 5, 6]]  # and the next token, itself, is the fourth
+
+
+@pytest.mark.parametrize("slack", [0, 1, 3, 64])
+@pytest.mark.parametrize("max_len", [1, 2, 5])
+def test_a_cache_of_fixed_size_shows_the_newest_tokens_in_order(
+    slack: int, max_len: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(context, "SLACK", slack)
+    cache, k = KVCache(max_len), torch.randn(2, 1, 40, D)
+    feed, start = [3, 1, 1, 9, 1, 2, 1, 1, 1, 1, 1, 1, 1, 1], 0
+    for i, n in enumerate(feed):
+        new = slice(start, start + n)
+        if i >= 6:  # one at a time, in slots that are chosen before
+            cache.make_room()
+        seen, _, at = cache.append(k[:, :, new], -k[:, :, new], Places(torch.arange(start, start + n)[None]))
+        live = slice(None) if at.live is None else at.live
+        wanted = list(range(max(0, start - max_len + 1), start + n))
+        assert at.positions[:, live].tolist() == [wanted]
+        assert torch.equal(seen[:, :, live], k[:, :, wanted])
+        assert i < 7 or seen.shape[2] == max_len + slack
+        start += n
 
 
 @pytest.mark.parametrize(

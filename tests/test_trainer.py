@@ -13,18 +13,11 @@ import torch.nn as nn
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
-from gptlab import trainer
+from gptlab import registry, trainer
 from gptlab.errors import TrainingError
+from gptlab.optimizer import parameter_groups
 from gptlab.step import Batch, TrainState, train_step
 from gptlab.trainer import Actions, train
-
-
-def batch_of(step: int, n: int = 4, masked: float = 0.0) -> Batch:
-    draw = torch.Generator().manual_seed(step)
-    tokens = torch.randint(11, (n, 9), generator=draw)
-    targets = tokens[:, 1:].clone()
-    targets[torch.rand(targets.shape, generator=draw) < masked] = -100
-    return tokens[:, :-1].contiguous(), targets
 
 
 def weights(state: TrainState) -> dict[str, Tensor]:
@@ -71,7 +64,7 @@ def spoil(state: TrainState, bad_steps: set[int], value: float = math.nan) -> No
 def test_accumulated_micro_batches_are_one_big_batch(masked: float) -> None:
     whole, parts = tiny.state(batch_size=8), tiny.state(batch_size=2, accumulate=4)
     for state in (whole, parts):
-        state.result = train_step(state, batch_of(0, n=8, masked=masked))
+        state.result = train_step(state, tiny.batch_of(0, n=8, masked=masked))
     assert parts.result[0]["loss"].item() == pytest.approx(whole.result[0]["loss"].item(), abs=1e-6)
     assert parts.result[1].item() == pytest.approx(whole.result[1].item(), rel=1e-5)
     for name, tensor in weights(whole).items():
@@ -80,7 +73,7 @@ def test_accumulated_micro_batches_are_one_big_batch(masked: float) -> None:
 
 def test_the_logged_loss_is_the_mean_over_all_targets_that_count() -> None:
     state = tiny.state(batch_size=2, accumulate=3)
-    tokens, targets = batch_of(3, n=6, masked=0.7)
+    tokens, targets = tiny.batch_of(3, n=6, masked=0.7)
     with torch.no_grad():
         log_p = state.model(tokens).log_softmax(-1)
     expected = [-log_p[b, t, y] for b, row in enumerate(targets.tolist()) for t, y in enumerate(row) if y != -100]
@@ -91,7 +84,7 @@ def test_the_logged_loss_is_the_mean_over_all_targets_that_count() -> None:
 def test_a_step_without_any_target_changes_nothing_but_the_decay() -> None:
     state = tiny.state(optimizer={"weight_decay": 0.0})
     before = weights(state)
-    losses, norm = train_step(state, batch_of(0, masked=1.1))
+    losses, norm = train_step(state, tiny.batch_of(0, masked=1.1))
     assert losses["loss"].item() == 0.0
     assert norm.item() == 0.0
     assert same(before, weights(state))
@@ -101,7 +94,7 @@ def test_a_step_is_adamw_with_decay_on_matrices_and_a_clipped_gradient() -> None
     options = {"lr": 0.01, "beta1": 0.8, "beta2": 0.9, "weight_decay": 0.3, "eps": 1e-6}
     state = tiny.state(model={"bias": True}, optimizer=options, clip=0.1)
     before = weights(state)
-    tokens, targets = batch_of(0)
+    tokens, targets = tiny.batch_of(0)
     (state.model.loss(tokens, targets)[0] / targets.numel()).backward()
     gradients = {name: p.grad.clone() for name, p in state.model.named_parameters()}
     state.model.zero_grad()
@@ -119,7 +112,7 @@ def test_a_step_is_adamw_with_decay_on_matrices_and_a_clipped_gradient() -> None
 def test_clip_0_leaves_the_gradient_as_it_is() -> None:
     free, wide, tight = (tiny.state(clip=clip, optimizer={"eps": 1.0}) for clip in (0.0, 1e9, 1e-3))
     for state in (free, wide, tight):
-        train_step(state, batch_of(0))
+        train_step(state, tiny.batch_of(0))
     assert same(weights(free), weights(wide))
     assert not same(weights(free), weights(tight))
 
@@ -129,7 +122,7 @@ def test_dropout_depends_on_the_seed_and_the_step_alone() -> None:
         state = tiny.state(model={"dropout": 0.5})
         state.seed, state.step = seed, step
         torch.manual_seed(noise)
-        train_step(state, batch_of(0))
+        train_step(state, tiny.batch_of(0))
         return weights(state)
 
     first = after(0, 3, noise=1)
@@ -142,7 +135,7 @@ def test_micro_batches_of_a_step_drop_different_units() -> None:
     state = tiny.state(model={"dropout": 0.5}, batch_size=2, accumulate=2)
     seen = []
     state.loss = lambda x, y: seen.append(state.model.hidden(x)[0].detach()) or state.model.loss(x, y)
-    tokens, targets = batch_of(0, n=2)
+    tokens, targets = tiny.batch_of(0, n=2)
     train_step(state, (tokens.repeat(2, 1), targets.repeat(2, 1)))
     assert not torch.equal(seen[0], seen[1])
 
@@ -151,7 +144,7 @@ def test_the_rate_of_a_step_is_the_peak_times_the_schedule() -> None:
     state = tiny.state(optimizer={"lr": 0.5}, steps=4)
     state.schedule = lambda step: [0.1, 0.2, 0.4, 0.0][step]
     notes = Notes()
-    train(state, batch_of, notes.actions(), lambda pace: {})
+    train(state, tiny.batch_of, notes.actions(), lambda pace: {})
     assert [notes.rows[0]["lr"], notes.rows[-1]["lr"]] == [0.05, 0.0]
 
 
@@ -171,7 +164,7 @@ def test_losses_that_parts_add_are_trained_on_and_logged_by_name() -> None:
     gate = Gate()
     state.model.blocks.append(gate)
     state.optimizer.add_param_group({"params": list(gate.parameters())})
-    losses, _ = train_step(state, batch_of(0))
+    losses, _ = train_step(state, tiny.batch_of(0))
     assert losses["balance"].item() == pytest.approx(15.0)
     assert (gate.weight < 1).all(), "its gradient reached the optimizer"
 
@@ -186,9 +179,9 @@ def test_metrics_that_parts_leave_are_averaged_and_logged_but_not_trained_on() -
         return total, added, {**metrics, "mean_token": tokens.float().mean()}
 
     measured.loss = loss
-    means, _ = train_step(measured, batch_of(0))
+    means, _ = train_step(measured, tiny.batch_of(0))
     assert means["mean_token"].item() == pytest.approx(sum(seen) / 2)
-    train_step(plain, batch_of(0))
+    train_step(plain, tiny.batch_of(0))
     assert same(weights(plain), weights(measured))
 
 
@@ -196,7 +189,7 @@ def test_each_group_learns_at_its_own_rate() -> None:
     state = tiny.state(optimizer={"lr": 0.5, "rates": {"embedding": 0.0, "vector": 2.0}}, steps=4)
     state.schedule = lambda step: 0.1
     before = weights(state)
-    train_step(state, batch_of(0))
+    train_step(state, tiny.batch_of(0))
     rates = {group["role"]: group["lr"] for group in state.optimizer.param_groups}
     assert rates == {"matrix": 0.05, "embedding": 0.0, "head": 0.05, "vector": 0.1}
     changed = {name for name, tensor in weights(state).items() if not torch.equal(tensor, before[name])}
@@ -207,10 +200,10 @@ def test_modules_act_after_each_step() -> None:
     gpt, calls = tiny.state().model, []
     gpt.blocks[0].mlp.after_step = lambda taken: calls.append(gpt.head.weight.detach().clone())
     state = replace(tiny.state(), model=gpt)
-    state.optimizer = torch.optim.SGD(gpt.parameters(), lr=0.1)
+    state.optimizer = registry.build("optimizer", "sgd", parameter_groups(gpt))
     state.loss = gpt.loss
     for step in range(2):
-        train_step(state, batch_of(step))
+        train_step(state, tiny.batch_of(step))
         assert len(calls) == step + 1
         assert torch.equal(calls[-1], gpt.head.weight), "after the step, not before"
 
@@ -221,7 +214,7 @@ class Synced(Exception):
 
 def test_a_step_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     state = tiny.state(accumulate=2, batch_size=2)
-    batch = batch_of(0)
+    batch = tiny.batch_of(0)
     train_step(state, batch)
 
     def waits(name: str) -> Any:
@@ -244,9 +237,9 @@ def test_a_loss_that_is_not_finite_stops_with_the_parameters_before_it(value: fl
     state, sound = tiny.state(log_every=4), tiny.state(log_every=4)
     spoil(state, {2}, value)
     with pytest.raises(TrainingError, match="not finite at step 3"):
-        train(state, batch_of, Notes().actions(), lambda pace: {})
+        train(state, tiny.batch_of, Notes().actions(), lambda pace: {})
     for step in range(2):
-        train_step(sound, batch_of(step))
+        train_step(sound, tiny.batch_of(step))
         sound.step += 1
     assert state.step == 2
     assert same(weights(state), weights(sound))
@@ -257,7 +250,7 @@ def test_nothing_is_saved_after_a_loss_that_was_not_finite() -> None:
     spoil(state, {2})
     notes = Notes()
     with pytest.raises(TrainingError):
-        train(state, batch_of, notes.actions(), lambda pace: {})
+        train(state, tiny.batch_of, notes.actions(), lambda pace: {})
     assert notes.called.count("save") == 2
 
 
@@ -265,10 +258,10 @@ def test_skipping_leaves_out_the_bad_steps_and_counts_them() -> None:
     state, sound = (tiny.state(log_every=1, on_nonfinite="skip") for _ in range(2))
     spoil(state, {2, 5})
     notes = Notes()
-    assert train(state, batch_of, notes.actions(), lambda pace: {}) == "done"
+    assert train(state, tiny.batch_of, notes.actions(), lambda pace: {}) == "done"
     for step in (0, 1, 3, 4, 6, 7):
         sound.step = step
-        train_step(sound, batch_of(step))
+        train_step(sound, tiny.batch_of(step))
     assert same(weights(state), weights(sound))
     assert [row.get("skipped_steps", 0) for row in notes.rows] == [0, 0, 1, 1, 1, 2, 2, 2]
     assert math.isnan(notes.rows[2]["train/loss"])
@@ -280,7 +273,7 @@ def test_finite_gradients_whose_norm_overflows_are_left_out(clip: float) -> None
     state = tiny.state(clip=clip, on_nonfinite="skip")
     spoil(state, {0}, 1e36)
     before = weights(state)
-    _, norm = train_step(state, batch_of(0))
+    _, norm = train_step(state, tiny.batch_of(0))
     assert not torch.isfinite(norm)
     assert same(before, weights(state))
     assert state.bad == 1
@@ -289,7 +282,7 @@ def test_finite_gradients_whose_norm_overflows_are_left_out(clip: float) -> None
 def test_what_is_due_happens_on_time_and_everything_at_the_end() -> None:
     state = tiny.state(steps=7, log_every=3, eval_every=5, save_every=4, sample_every=0)
     notes = Notes()
-    assert train(state, batch_of, notes.actions(), lambda pace: {"mfu": 0.5}) == "done"
+    assert train(state, tiny.batch_of, notes.actions(), lambda pace: {"mfu": 0.5}) == "done"
     assert [row["step"] for row in notes.rows] == [1, 3, 5, 6, 7]
     assert notes.called == ["save", "evaluate", "evaluate", "save", "sample"]
     assert [row["tokens"] for row in notes.rows] == [4 * 8 * row["step"] for row in notes.rows]
@@ -299,14 +292,14 @@ def test_what_is_due_happens_on_time_and_everything_at_the_end() -> None:
 
 def test_a_wish_to_stop_saves_at_the_end_of_the_step() -> None:
     state, notes = tiny.state(), Notes(stop_after=3)
-    assert train(state, batch_of, notes.actions(), lambda pace: {}) == "interrupted"
+    assert train(state, tiny.batch_of, notes.actions(), lambda pace: {}) == "interrupted"
     assert state.step == 3
     assert notes.called == ["save"]
 
 
 def test_a_wish_to_stop_after_the_last_step_is_no_interruption() -> None:
     state, notes = tiny.state(steps=3), Notes(stop_after=3)
-    assert train(state, batch_of, notes.actions(), lambda pace: {}) == "done"
+    assert train(state, tiny.batch_of, notes.actions(), lambda pace: {}) == "done"
 
 
 @pytest.mark.gpu
@@ -315,10 +308,10 @@ def test_a_step_on_a_gpu_never_waits_for_it() -> None:
     state.model.cuda()
     state.device = torch.device("cuda")
     state.__post_init__()
-    train_step(state, batch_of(0))
+    train_step(state, tiny.batch_of(0))
     torch.cuda.set_sync_debug_mode("error")
     try:
-        train_step(state, batch_of(1))
+        train_step(state, tiny.batch_of(1))
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -350,7 +343,7 @@ def test_the_seconds_of_a_step_leave_out_the_first_and_the_pauses(monkeypatch: p
 
     def slow_batch(step: int) -> Batch:
         now[0] += 100 if step == 0 else 3
-        return batch_of(step)
+        return tiny.batch_of(step)
 
     def slow_evaluation() -> dict[str, float]:
         now[0] += 1000

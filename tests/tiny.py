@@ -19,7 +19,7 @@ from gptlab import checkpoint, exits, registry, train
 from gptlab.config import ModelConfig, TrainerConfig
 from gptlab.model import GPT
 from gptlab.optimizer import parameter_groups
-from gptlab.step import TrainState
+from gptlab.step import Batch, TrainState
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "then", "it", "ran", "far", "away", "from", "all", "of", "us"]
 SETTINGS = {
@@ -146,5 +146,13 @@ def state(model: dict[str, Any] | None = None, optimizer: dict[str, Any] | None 
         seed=0,
         device=torch.device("cpu"),
         precision="fp32",
-        loss=gpt.loss,
     )
+
+
+def batch_of(step: int, n: int = 4, masked: float = 0.0) -> Batch:
+    """Tokens for such a model, and those after each; a share of them masked."""
+    draw = torch.Generator().manual_seed(step)
+    tokens = torch.randint(11, (n, 9), generator=draw)
+    targets = tokens[:, 1:].clone()
+    targets[torch.rand(targets.shape, generator=draw) < masked] = -100
+    return tokens[:, :-1].contiguous(), targets

@@ -36,11 +36,23 @@ class AdamW(Rule):
         return {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
 
     def advance(self, parameters: list[Tensor], group: Group) -> None:
-        """torch's fused kernel."""
+        """torch's fused kernel; a compiler, which cannot look into it, is given the formula and fuses that itself."""
+        if torch.compiler.is_compiling():
+            return super().advance(parameters, group)
         means, squares, steps = ([self.state[p][key] for p in parameters] for key in ("exp_avg", "exp_avg_sq", "step"))
         adamw(
             parameters, [p.grad for p in parameters if p.grad is not None], means, squares, [], steps,
             lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"],
             weight_decay=group["weight_decay"], fused=True, amsgrad=False, maximize=False,
-            grad_scale=getattr(self, "grad_scale", None), found_inf=getattr(self, "found_inf", None),
+            grad_scale=getattr(self, "grad_scale", None), found_inf=self.found_inf,
         )  # fmt: skip
+        return None
+
+    def direction(self, p: Tensor, gradient: Tensor, memory: Memory, group: Group) -> tuple[Tensor, Memory]:
+        """m / (sqrt(v) + eps), each mean divided by the weight that its gradients have by now."""
+        beta1, beta2 = group["betas"]
+        step = memory["step"] + 1
+        mean = memory["exp_avg"].lerp(gradient, 1 - beta1)
+        square = memory["exp_avg_sq"].lerp(gradient.square(), 1 - beta2)
+        root = (square / (1 - beta2**step)).sqrt() + group["eps"]
+        return mean / (1 - beta1**step) / root, {"step": step, "exp_avg": mean, "exp_avg_sq": square}

@@ -61,7 +61,9 @@ class Muon(AdamW):
         by.advance(self, parameters, group)
 
     def direction(self, p: Tensor, gradient: Tensor, memory: Memory, group: Group) -> tuple[Tensor, Memory]:
-        """orthogonal(m), or ahead of m by the gradient, times a scale that its shape decides."""
+        """orthogonal(m), or ahead of m by the gradient, times a scale that its shape decides; for the rest, AdamW's."""
+        if group["role"] != "matrix":
+            return super().direction(p, gradient, memory, group)
         mean = memory["momentum_buffer"].lerp(gradient, 1 - group["momentum"])
         ahead = gradient.lerp(mean, group["momentum"]) if group["nesterov"] else mean
         rows, columns = p.shape[-2:]

@@ -40,6 +40,7 @@ class Rule(torch.optim.Optimizer):
     """
 
     _step_supports_amp_scaling = True  # GradScaler hands found_inf over, where it would else wait for the device
+    found_inf: Tensor | None = None  # not 0: leave this step out
 
     def __init__(
         self,
@@ -69,25 +70,29 @@ class Rule(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]  # no closure: the trainer has the gradients
-        """One step, or none where `found_inf` (set by GradScaler) is not 0."""
+        """One step, or none where `found_inf` is not 0."""
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            for p in parameters:
-                if not self.state[p]:
-                    self.state[p].update(self.memory(p, group))
+            self.remember(parameters, group)
             if parameters:
                 self.advance(parameters, group)
 
+    def remember(self, parameters: list[Tensor], group: Group) -> None:
+        """Make the memory of those that have none yet."""
+        for p in parameters:
+            if not self.state[p]:
+                self.state[p].update(self.memory(p, group))
+
     def advance(self, parameters: list[Tensor], group: Group) -> None:
         """Step parameters that have a gradient and a memory."""
-        found_inf, grad_scale = (getattr(self, name, None) for name in ("found_inf", "grad_scale"))
+        grad_scale = getattr(self, "grad_scale", None)  # GradScaler's
         for p in parameters:
             assert p.grad is not None
             gradient = p.grad if grad_scale is None else p.grad / grad_scale
             direction, memory = self.direction(p, gradient, self.state[p], group)
             after = (1 - group["lr"] * group["weight_decay"]) * p - group["lr"] * direction
             for old, new in ((p, after), *((self.state[p][key], value) for key, value in memory.items())):
-                old.copy_(new if found_inf is None else torch.where(found_inf > 0, old, new))
+                old.copy_(new if self.found_inf is None else torch.where(self.found_inf > 0, old, new))
 
     def memory(self, p: Tensor, group: Group) -> Memory:
         """What is remembered of a parameter before its first step."""

@@ -62,8 +62,8 @@ def attend_sdpa(
     """torch's fused attention. `is_causal` is aligned to the top left, so it serves only where no past is held."""
     assert sinks is None, "a plan with sinks is not for this kernel"
     n_new, n_seen = q.shape[2], k.shape[2]
-    fresh = not n_seen - n_new  # nothing held: queries and keys are the same tokens
-    limited = plan.chunk is not None or (plan.window is not None and n_seen > plan.window)
+    fresh = keys.live is None and not n_seen - n_new  # nothing held: queries and keys are the same tokens
+    limited = plan.chunk is not None or (plan.window is not None and n_seen > plan.window) or keys.live is not None
     mask = None
     if plan.terms or limited or queries.documents is not None or not (fresh or n_new == 1):
         mask = _dense_mask(q, plan, queries, keys)
@@ -84,7 +84,7 @@ def attend_flex(
     if not _flex_can_run(q):
         return attend_math(q, k, v, plan, queries, keys, dropout, sinks)
     q_at, k_at = (places.positions.expand(q.shape[0], -1) for places in (queries, keys))
-    q_doc, k_doc = queries.documents, keys.documents
+    q_doc, k_doc, live = queries.documents, keys.documents, keys.live
 
     def score(logit: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         if plan.softcap is not None:
@@ -93,6 +93,7 @@ def attend_flex(
 
     def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         seen = plan.visible(q_at[b, i], k_at[b, j])
+        seen = seen if live is None else seen & live[j]
         return seen if q_doc is None or k_doc is None else seen & (q_doc[b, i] == k_doc[b, j])
 
     alike = queries.positions.shape[0] == 1 and q_doc is None  # one mask for all sequences

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jaxtyping import Bool
 from torch import Tensor
@@ -31,6 +31,7 @@ class Plan:
     terms: tuple[Term, ...] = ()
     pointwise: bool = True  # whether the terms compute with scalars alone
     sinks: bool = False  # whether each head has a logit of looking at nothing
+    words: frozenset[str] = field(init=False, compare=False)  # asked for at every call, so found once
 
     def __post_init__(self) -> None:
         for name, value in (("window", self.window), ("chunk", self.chunk)):
@@ -42,9 +43,6 @@ class Plan:
             raise ConfigError(f"model.attention.dropout is a probability in [0, 1), but is {self.dropout}.")
         if not 0 < self.scale < math.inf:
             raise ConfigError(f"model.attention.scale must be above 0, but is {self.scale}.")
-
-    def needs(self) -> frozenset[str]:
-        """The words that a kernel must be able to do."""
         wanted = {
             "groups": self.n_group > 1,
             "window": self.window is not None,
@@ -55,7 +53,11 @@ class Plan:
             "vector terms": not self.pointwise,
             "sinks": self.sinks,
         }
-        return frozenset(word for word, needed in wanted.items() if needed)
+        object.__setattr__(self, "words", frozenset(word for word, needed in wanted.items() if needed))
+
+    def needs(self) -> frozenset[str]:
+        """The words that a kernel must be able to do."""
+        return self.words
 
     @property
     def masks(self) -> bool:
@@ -74,6 +76,8 @@ class Plan:
     def mask(self, queries: Places, keys: Places) -> Bool[Tensor, "#B 1 T S"]:
         """Which keys each query may look at, within documents where they are kept apart."""
         seen = self.visible(queries.positions[:, None, :, None], keys.positions[:, None, None, :])
+        if keys.live is not None:
+            seen = seen & keys.live
         if queries.documents is None or keys.documents is None:
             return seen
         return seen & (queries.documents[:, None, :, None] == keys.documents[:, None, None, :])
