@@ -27,7 +27,7 @@ from gptlab.hardware import autocast, choose_device, choose_precision
 from gptlab.model import GPT
 from gptlab.rundir import load
 from gptlab.rundirs import find
-from gptlab.sampling import Draw, generate, prompt_ids
+from gptlab.sampling import Draw, generate, prompt_ids, unpaddable
 from gptlab.tokenizer import Tokenizer
 
 try:
@@ -165,10 +165,23 @@ class Judged(LM):  # type: ignore[misc]
         return F.cross_entropy(logits, y, reduction="none").cpu(), (logits.argmax(-1) == y).cpu()
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """A continuation of each text, up to a stop of its task. One at a time: prompts differ in length."""
-        return [self._answer(*request.args) for request in requests]
+        """A continuation of each text, up to a stop of its task; those that are drawn alike side by side."""
+        answers = [""] * len(requests)
+        asked = [(prompt_ids(self.text, given), settings) for given, settings in (r.args for r in requests)]
+        alike: dict[str, list[int]] = {}
+        for i, (prompt, settings) in enumerate(asked):
+            width = "" if unpaddable(self.model) is None else len(prompt)  # those cannot be filled up to one length
+            alike.setdefault(f"{settings} {width}", []).append(i)
+        for rows in alike.values():
+            rows.sort(key=lambda i: len(asked[i][0]), reverse=True)
+            for start in range(0, len(rows), self.n_batch):
+                batch = rows[start : start + self.n_batch]
+                answered = self._answers([asked[i][0] for i in batch], asked[batch[0]][1])
+                for i, answer in zip(batch, answered, strict=True):
+                    answers[i] = answer
+        return answers
 
-    def _answer(self, given: str, settings: dict[str, Any]) -> str:
+    def _answers(self, prompts: list[list[int]], settings: dict[str, Any]) -> list[str]:
         limit = self.model.position.limit
         n_tokens = next((settings[key] for key in ("max_gen_toks", "max_new_tokens") if key in settings), ANSWER)
         room = self.model.config.block_size
@@ -177,18 +190,35 @@ class Judged(LM):  # type: ignore[misc]
             room = min(room, limit + 1 - n_tokens)
         stops = settings.get("until") or []
         stops = [stop for stop in ([stops] if isinstance(stops, str) else stops) if stop]
-        drawn: list[int] = []
-        text = ""
+        answers = [Answer(self.text, stops) for _ in prompts]
         with self.autocast:
-            for (token,) in generate(self.model, prompt_ids(self.text, given)[-room:], n_tokens, draw=_draw(settings)):
-                if token == self.text.end_of_text:
+            drawn = generate(self.model, [prompt[-room:] for prompt in prompts], n_tokens, draw=_draw(settings))
+            for tokens in drawn:
+                for answer, token in zip(answers, tokens, strict=True):
+                    answer.add(token)
+                if all(answer.ended for answer in answers):
                     break
-                if token < self.text.vocab_size:  # the ids of padding are no text
-                    drawn.append(token)
-                text = self.text.decode(drawn)
-                if any(stop in text for stop in stops):
-                    break
-        return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]
+        return [answer.text for answer in answers]
+
+
+class Answer:
+    """A text that grows by tokens until one of its stops, before which it ends, or the end of the text."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: list[str]) -> None:
+        self.tokenizer, self.stops = tokenizer, stops
+        self.drawn: list[int] = []
+        self.text, self.ended = "", False
+
+    def add(self, token: int) -> None:
+        """One token more, for a text that has not ended."""
+        if self.ended or token == self.tokenizer.end_of_text:
+            self.ended = True
+            return
+        if token < self.tokenizer.vocab_size:  # the ids of padding are no text
+            self.drawn.append(token)
+        text = self.tokenizer.decode(self.drawn)
+        found = [text.index(stop) for stop in self.stops if stop in text]
+        self.text, self.ended = text[: min(found, default=len(text))], bool(found)
 
 
 def _draw(settings: dict[str, Any]) -> Draw:

@@ -110,7 +110,7 @@ class GPT(nn.Module):
                 x = recomputed(block, x, context, selective=recompute == "selective")
         return self.norm(x)
 
-    def logits(self, hidden: Float[Tensor, "B T C"]) -> Float[Tensor, "B T V"]:
+    def logits(self, hidden: Float[Tensor, "*rows C"]) -> Float[Tensor, "*rows V"]:
         """The head: scaled, then bounded."""
         x = self.head_proj(hidden)
         scores = padded(self.head, x) if x.is_cuda and self.head.out_features % 64 else self.head(x)
@@ -126,16 +126,13 @@ class GPT(nn.Module):
             return Context(index)
         separator = (self.config.separator or 0) if self.config.document_mask else -1
         ends = torch.eq(tokens, separator).long()  # a separator is the last token of its document
-        filler = None if cache.padding is None else index < cache.padding
-        if filler is not None:
-            ends = ends.masked_fill(filler, 0)
         documents = cache.document + ends.cumsum(1) - ends
         begins = (ends * (index + 1)).cummax(1).values.clamp(min=cache.began)  # of the document of the next token
         began = torch.cat((torch.zeros_like(begins[:, :1]) + cache.began, begins[:, :-1]), dim=1)
         cache.document, cache.began = documents[:, -1:] + ends[:, -1:], begins[:, -1:]
-        if filler is None:
+        if cache.padding is None:
             return Context(index - began, documents)
-        return Context((index - began).clamp(min=0), documents.masked_fill(filler, -1))
+        return Context((index - began).clamp(min=0), documents.masked_fill(index < cache.padding, -1))
 
     def new_cache(self, batch_size: int, max_len: int) -> Cache:
         """An empty memory for decoding: each layer's attention makes what it needs to remember `max_len` tokens."""

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from gptlab import registry
+from gptlab.components.attention import trait
+from gptlab.components.context import Cache, Context, KVCache
 from gptlab.config import require
 from gptlab.errors import ConfigError, DataError
+from gptlab.hardware import has_compiler
 from gptlab.model import GPT
 from gptlab.seeds import seed_of
 from gptlab.tokenizer import Tokenizer
+
+T = TypeVar("T")
+LARGE = 2**19  # entries of a matrix; from here on `lay_out` was measured to pay, up to 1.7 times for GPT-2's head
 
 
 @dataclass(frozen=True)
@@ -47,35 +56,189 @@ class Draw:
         return p / p.sum(-1, keepdim=True)
 
 
+class Step:
+    """One token more for each row: what is fed, and the logits of the token after it."""
+
+    def __init__(self, model: GPT, cache: Cache) -> None:
+        self.model, self.cache = model, cache
+
+    def __call__(self, tokens: Int[Tensor, "B 1"]) -> Float[Tensor, "B V"]:
+        """The logits, all Python's doing."""
+        return self.model(tokens, self.cache)[:, -1]
+
+
+class CompiledStep(Step):
+    """The same in one compiled graph, replayed as a CUDA graph where there is one: no shape and no address changes."""
+
+    def __init__(self, model: GPT, cache: Cache, note: Callable[[str], None]) -> None:
+        super().__init__(model, cache)
+        self.note = note
+        self.run: Callable[..., Tensor] = compiled_logits(next(model.parameters()).device.type)
+        for owner, name, tensor in tensors_of(cache.layers):
+            setattr(owner, name, tensor.clone(memory_format=torch.contiguous_format))
+        self.states = list(tensors_of(cache.layers))
+        self.windows = [memory for memory in cache.layers if isinstance(memory, KVCache)]
+        for tensor in (*(state[2] for state in self.states), *(part for w in self.windows for part in w.buffers)):
+            torch._dynamo.mark_static_address(tensor)  # type: ignore[no-untyped-call]
+
+    def __call__(self, tokens: Int[Tensor, "B 1"]) -> Float[Tensor, "B V"]:
+        """The logits. A memory that was made anew goes back to where the old one is."""
+        from torch._dynamo.exc import TorchDynamoException  # a second of imports, which others need not wait for
+
+        context = self.model.place(tokens, self.cache)
+        for window in self.windows:
+            window.make_room()
+        torch.compiler.cudagraph_mark_step_begin()
+        inputs = (self.model, tokens, context.positions, context.documents, self.cache.layers)
+        try:
+            logits = self.run(*inputs)
+        except TorchDynamoException as error:
+            self.note(f"torch.compile failed ({str(error).strip().splitlines()[0]}): steps go on without it.")
+            self.run = next_logits
+            logits = self.run(*inputs)
+        for owner, name, tensor in self.states:
+            if (new := getattr(owner, name)) is not tensor:
+                setattr(owner, name, tensor.copy_(new))
+        return logits
+
+
+def choose_step(model: GPT, cache: Cache, note: Callable[[str], None]) -> Step:
+    """The compiled step, or the plain one where that cannot be, which `note` is told in one line."""
+    for attention, memory in zip(model.attentions, cache.layers, strict=True):
+        if not (memory is None or isinstance(memory, KVCache) or trait(attention, "cached") == 0):
+            name = registry.label("attention", attention)
+            note(f"The memory of attention {name!r} grows with the text: its steps are not compiled.")
+            return Step(model, cache)
+    if not has_compiler(next(model.parameters()).device):
+        note("No compiler was found (C++; Triton on CUDA): steps are not compiled.")
+        return Step(model, cache)
+    return CompiledStep(model, cache, note)
+
+
+def next_logits(
+    model: GPT, tokens: Int[Tensor, "B 1"], positions: Tensor, documents: Tensor | None, memories: list[Any]
+) -> Float[Tensor, "B V"]:
+    """What a step computes."""
+    return model.logits(model.read(tokens, Context(positions, documents), memories))[:, -1]
+
+
+@functools.cache
+def compiled_logits(device_type: str) -> Callable[..., Tensor]:
+    """`next_logits` compiled whole, once for each size of its inputs."""
+    mode = "reduce-overhead" if device_type == "cuda" else "default"
+    return torch.compile(next_logits, fullgraph=True, dynamic=False, mode=mode)
+
+
+def tensors_of(memory: Any) -> Iterator[tuple[Any, str, Tensor]]:
+    """The tensors that are attributes of memories, and of what these are made of: (owner, name, tensor)."""
+    if isinstance(memory, list):
+        for part in memory:
+            yield from tensors_of(part)
+    elif not isinstance(memory, KVCache):
+        for name, value in getattr(memory, "__dict__", {}).items():
+            if isinstance(value, Tensor):
+                yield memory, name, value
+            else:
+                yield from tensors_of(value)
+
+
 @torch.no_grad()
 def generate(
-    model: GPT, prompt: Sequence[int], n_tokens: int, *, draw: Draw | None = None, seeds: Sequence[int] = (0,)
+    model: GPT,
+    prompts: Sequence[int] | Sequence[Sequence[int]],
+    n_tokens: int,
+    *,
+    draw: Draw | None = None,
+    seeds: Sequence[int] = (0,),
+    compiled: Callable[[str], None] | None = None,
 ) -> Iterator[list[int]]:
-    """Continue `prompt` once per seed; yields the next token of each continuation, `n_tokens` times.
+    """Continue one prompt once per seed, or several by one seed or one each; yields a token of each, `n_tokens` times.
 
-    A continuation depends on its own seed alone, not on how many run beside it. Past block_size, where the position
-    encoding has no end, a cache drops its oldest tokens (a running sum keeps all), and the end of a longer prompt is
-    what is fed; where the encoding has an end, ConfigError before the first token.
+    A continuation depends on its own prompt and seed alone, not on what runs beside it. Past block_size, where the
+    position encoding has no end, a cache drops its oldest tokens (a running sum keeps all), and the end of a longer
+    prompt is what is fed; where the encoding has an end, ConfigError before the first token.
+
+    With `compiled`, steps are one compiled graph; it is told why where that cannot be.
     """
-    require(len(prompt) > 0, "A prompt must hold at least one token, but is empty.")
-    check_length(model, len(prompt), n_tokens)
+    rows = _rows(prompts, seeds)
+    check_length(model, max(len(row) for row in rows), n_tokens)
     device = next(model.parameters()).device
-    generators = [torch.Generator().manual_seed(seed_of(seed, "sample")) for seed in seeds]
+    generators = [torch.Generator().manual_seed(seed_of(seed, "sample")) for seed in _spread(seeds, len(rows))]
     draw = draw or Draw()
     training = model.training
     model.eval()
     try:
-        cache = model.new_cache(len(seeds), model.config.block_size)
-        seen = list(prompt)[-model.config.block_size :]
-        logits = model(torch.tensor([seen] * len(seeds), device=device), cache)[:, -1]
+        tokens, cache = _begin(model, rows, n_tokens, device)
+        logits = model.logits(model.hidden(tokens, cache)[0][:, -1:])[:, 0]  # of the last token alone
+        step = Step(model, cache) if compiled is None else choose_step(model, cache, compiled)
         for i in range(n_tokens):
             p = draw.probabilities(logits).cpu()
             drawn = [int(torch.multinomial(row, 1, generator=g)) for row, g in zip(p, generators, strict=True)]
             yield drawn
             if i + 1 < n_tokens:
-                logits = model(torch.tensor(drawn, device=device)[:, None], cache)[:, -1]
+                logits = step(torch.tensor(drawn, device=device)[:, None])
     finally:
         model.train(training)
+
+
+def _rows(prompts: Sequence[int] | Sequence[Sequence[int]], seeds: Sequence[int]) -> list[list[int]]:
+    """A prompt for each continuation. ConfigError where there is none, or as many seeds as nobody can deal out."""
+    several = [list(row) for row in prompts if isinstance(row, Sequence)]
+    several = several or [[token for token in prompts if not isinstance(token, Sequence)]]
+    require(all(several), "A prompt must hold at least one token, but is empty.")
+    n = max(len(several), len(seeds))
+    require(
+        len(several) in (1, n) and len(seeds) in (1, n),
+        f"Prompts and seeds must be as many, or one for all, but are {len(several)} and {len(seeds)}.",
+    )
+    return _spread(several, n)
+
+
+def _spread(items: Sequence[T], n: int) -> list[T]:
+    """One for all, or one each."""
+    return list(items) * (n if len(items) == 1 else 1)
+
+
+def _begin(model: GPT, rows: list[list[int]], n_tokens: int, device: torch.device) -> tuple[Tensor, Cache]:
+    """The prompts, filled up on the left to one length, and a memory for them and the new tokens.
+
+    Its size is a power of two, so that a step compiled for one text serves others, but block_size at most.
+    """
+    block_size = model.config.block_size
+    rows = [row[-block_size:] for row in rows]
+    width = max(len(row) for row in rows)
+    padding = [width - len(row) for row in rows]
+    cache = model.new_cache(len(rows), min(block_size, 1 << (width + n_tokens - 2).bit_length()))
+    if any(padding):
+        if (odd := unpaddable(model)) is not None:
+            raise ConfigError(
+                f"attention {odd!r} cannot keep padding out, which prompts of several lengths need: "
+                "give prompts of one length at a time."
+            )
+        cache.pad(torch.tensor(padding, device=device)[:, None])
+    return torch.tensor([[0] * n + row for n, row in zip(padding, rows, strict=True)], device=device), cache
+
+
+def unpaddable(model: GPT) -> str | None:
+    """The first attention that would look at what fills a shorter prompt up, a document of its own; None: none."""
+    for attention in model.attentions:
+        if not (trait(attention, "separates_documents") or trait(attention, "absent")):
+            return registry.label("attention", attention)
+    return None
+
+
+@torch.no_grad()
+def lay_out(model: GPT) -> None:
+    """Store large float32 matrices on a CPU input by input, as one row is multiplied fastest; no value changes.
+
+    For a model that will only decode: what compiles or trains it finds other strides than it knew.
+    """
+    for module in model.modules():
+        if not isinstance(module, torch.nn.Linear):
+            continue
+        weight = module.weight
+        if weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() >= LARGE:
+            weight.data = weight.data.t().contiguous().t()
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:

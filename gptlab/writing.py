@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 from gptlab.config import require
 from gptlab.display import harmless
 from gptlab.hardware import choose_device
 from gptlab.rundir import load
-from gptlab.sampling import Draw, check_length, generate, prompt_ids
+from gptlab.sampling import Draw, check_length, generate, lay_out, prompt_ids
 from gptlab.tokenizer import Tokenizer
 
 N_TOKENS = 300  # a text's length where none is asked for
@@ -30,22 +31,32 @@ def write(options: argparse.Namespace, out: TextIO) -> None:
     temperature = 0.0 if options.greedy else 0.8 if options.temperature is None else options.temperature
     draw = Draw(temperature, options.top_k, options.top_p, options.min_p)
     device = choose_device(options.device)
-    model, tokenizer = load(options.run, note=lambda line: print(line, file=sys.stderr))
-    model.to(device)
+    model, tokenizer = load(options.run, note=_say)
+    lay_out(model.to(device))
     prompt = prompt_ids(tokenizer, options.prompt)
     room = N_TOKENS if model.position.limit is None else model.position.limit + 1 - len(prompt)
     n_tokens = options.tokens or max(1, min(N_TOKENS, room))  # where there is no room at all, the next line says so
     check_length(model, len(prompt), n_tokens)
     show = harmless if out.isatty() else str
+    compiled = _said_once() if options.compile else None
     for first in range(0, options.samples, options.batch):
         seeds = [options.seed + i for i in range(first, min(first + options.batch, options.samples))]
-        drawn = generate(model, prompt, n_tokens, draw=draw, seeds=seeds)
+        drawn = generate(model, prompt, n_tokens, draw=draw, seeds=seeds, compiled=compiled)
         texts = continuations(tokenizer, drawn, len(seeds), options.stop)
         if len(seeds) == 1:
             _print_stream(texts, options.prompt, first, options.samples, out)
         else:
             for number, text in enumerate(_join(texts, len(seeds)), start=first):
                 _print_text(show(options.prompt + text), number, options.samples, out)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _said_once() -> Callable[[str], None]:
+    """Says a line on standard error the first time it comes."""
+    return functools.cache(_say)
 
 
 def continuations(

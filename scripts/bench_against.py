@@ -382,12 +382,13 @@ def _transformers(asked: dict[str, Any]) -> Writer:
 
 def _gptlab(asked: dict[str, Any], compiled: Callable[[str], None] | None = None) -> Writer:
     from gptlab import GPT, ModelConfig
-    from gptlab.benchmarking.decoding import written
+    from gptlab.sampling import generate, lay_out
 
     parts: dict[str, Any] = {"attention": "softmax", "position": "learned", "norm": "layernorm", "block": "prenorm"}
     mlp = {"name": "plain", "activation": "gelu_tanh"}
     model = GPT(ModelConfig(**asked["sizes"], **parts, mlp=mlp, bias=True, tie_weights=True))
-    return model, lambda n: sum(1 for _ in written(model, list(range(PROMPT)), n, 1, compiled))
+    lay_out(model)
+    return model, lambda n: sum(1 for _ in generate(model, list(range(PROMPT)), n, compiled=compiled))
 
 
 def _gptlab_compiled(asked: dict[str, Any]) -> Writer:

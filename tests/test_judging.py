@@ -182,6 +182,14 @@ def test_an_answer_ends_before_its_stop(judged: Judged, run: tuple[GPT, Tokenize
     assert told == [whole, whole[: whole.index(whole[4:6])], whole[:3], whole]
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_answers_do_not_depend_on_what_else_is_asked(batch_size: int, run: tuple[GPT, Tokenizer]) -> None:
+    long = {"max_gen_toks": 9}
+    asked = [("the cat", long), ("all", long), ("then it ran far away", {**long, "until": ["a"]}), ("", long)]
+    alone = [Judged(*run, batch_size=1).generate_until(requests(one))[0] for one in asked]
+    assert Judged(*run, batch_size=batch_size).generate_until(requests(*asked)) == alone
+
+
 def test_sampling_is_drawn_where_the_task_asks_for_it(judged: Judged) -> None:
     hot = {"max_gen_toks": 20, "do_sample": True, "temperature": 5.0}
     first, again = judged.generate_until(requests(("the cat", hot), ("the cat", hot)))

@@ -7,9 +7,14 @@ from collections.abc import Sequence
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 
-from gptlab import ModelConfig
+from gptlab import ModelConfig, registry, sampling
+from gptlab.components import context as context_module
+from gptlab.components.attention import Attention
+from gptlab.components.context import Context
 from gptlab.errors import ConfigError
+from gptlab.hardware import has_compiler
 from gptlab.model import GPT
 from gptlab.sampling import Draw, check_length, generate
 from gptlab.seeds import seed_of
@@ -17,7 +22,7 @@ from gptlab.seeds import seed_of
 V = 13
 
 
-def gpt(position: str = "rope", attention: str = "flash", **sizes: int) -> GPT:
+def gpt(position: str = "rope", attention: str | dict[str, object] = "flash", **sizes: object) -> GPT:
     """A small model whose every parameter is far from its initial value, so that its likeliest token varies."""
     config = {"vocab_size": V, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 16, **sizes}
     model = GPT(ModelConfig(**config, position=position, attention=attention))
@@ -166,3 +171,128 @@ def test_a_prompt_longer_than_block_size_is_fed_in_pieces() -> None:
 def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(ConfigError, match="at least one token"):
         next(generate(gpt(), [], 3))
+
+
+PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [2, 2]]
+VARIANTS = [
+    *registry.names("attention"),
+    {"name": "softmax", "window": 6},
+    {"name": "softmax", "n_kv_head": 1, "sinks": True},
+    {"name": "vanilla", "value_residual": True},
+]
+
+
+class Remembering(Attention):
+    """The sum of what came before, fed again at every call."""
+
+    honours = frozenset()
+
+    def forward(self, x: Tensor, context: Context, cache: object = None) -> Tensor:
+        return x.cumsum(1)
+
+
+def texts(model: GPT, prompts: Sequence[int] | Sequence[Sequence[int]], n: int, **options: object) -> list[list[int]]:
+    """One list of tokens a continuation."""
+    return [list(text) for text in zip(*generate(model, prompts, n, draw=Draw(), **options), strict=True)]
+
+
+@pytest.mark.parametrize("attention", VARIANTS, ids=str)
+@pytest.mark.parametrize("steps", ["plain", "of fixed shapes"])
+def test_prompts_of_several_lengths_are_continued_as_each_alone(
+    attention: str | dict[str, object], steps: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also past block_size, where memories move; steps of fixed shapes are what a compiler is given."""
+    monkeypatch.setattr(context_module, "SLACK", 5)
+    model = gpt("none", attention).double()
+    alone = [texts(model, prompt, 30, seeds=[seed])[0] for seed, prompt in enumerate(PROMPTS)]
+    monkeypatch.setattr(sampling, "compiled_logits", lambda device_type: sampling.next_logits)
+    notes: list[str] = []
+    options = {} if steps == "plain" else {"compiled": notes.append}
+    assert texts(model, PROMPTS, 30, seeds=range(4), **options) == alone
+    assert texts(model, PROMPTS[2], 30, seeds=[2], **options) == [alone[2]]
+    assert not notes
+    assert any(len(set(text)) > 3 for text in alone), "a constant answer would prove nothing"
+
+
+@pytest.mark.parametrize("position", ["rope", "learned", "alibi", "sinusoidal", "t5", "fire"])
+def test_padding_takes_no_position(position: str) -> None:
+    model = gpt(position, "softmax").double()
+    n = 4 if position == "learned" else 20
+    alone = [texts(model, prompt, n, seeds=[7])[0] for prompt in PROMPTS]
+    assert texts(model, PROMPTS, n, seeds=[7]) == alone
+
+
+def test_padding_is_no_document_of_a_model_that_keeps_them_apart() -> None:
+    model = gpt("rope", "softmax", document_mask=True, separator=0).double()
+    prompts = [[3, 0, 4], [0], [5, 6, 0, 8, 0]]
+    alone = [texts(model, prompt, 90, seeds=[1])[0] for prompt in prompts]
+    assert any(0 in text for text in alone)
+    assert texts(model, prompts, 90, seeds=[1]) == alone
+
+
+def test_a_step_is_compiled_once_for_texts_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = torch.compile(sampling.next_logits, fullgraph=True, dynamic=False, backend="eager")
+    monkeypatch.setattr(sampling, "compiled_logits", lambda device_type: compiled)
+    for attention in ("softmax", "mamba2", "linear"):
+        torch.compiler.reset()
+        model = gpt("none", attention)
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for prompt, n in (([1, 2, 3], 9), ([4], 30), (PROMPTS[2], 20)):
+                assert texts(model, prompt, n, compiled=pytest.fail) == texts(model, prompt, n)
+    torch.compiler.reset()
+
+
+@pytest.mark.skipif(not has_compiler(torch.device("cpu")), reason="no C++ compiler")
+def test_a_compiled_step_draws_the_same_tokens() -> None:
+    model = gpt("rope", "softmax")
+    assert texts(model, [1, 2], 20, compiled=pytest.fail) == texts(model, [1, 2], 20)
+    torch.compiler.reset()
+
+
+def test_what_cannot_be_compiled_or_filled_up_says_so() -> None:
+    registry.register("attention", "remembering")(Remembering)
+    model = gpt("none", "remembering")
+    notes: list[str] = []
+    assert texts(model, [1, 2], 5, compiled=notes.append) == texts(model, [1, 2], 5)
+    assert notes == ["The memory of attention 'remembering' grows with the text: its steps are not compiled."]
+    with pytest.raises(ConfigError, match="'remembering' cannot keep padding out"):
+        texts(model, PROMPTS, 5)
+    assert len(texts(model, [[1, 2], [3, 4]], 5)) == 2
+
+
+def test_a_compiler_that_fails_is_told_of_and_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*ignored: object) -> Tensor:
+        raise TorchDynamoException("no such luck\nat length")
+
+    model, notes = gpt(), list[str]()
+    monkeypatch.setattr(sampling, "compiled_logits", lambda device_type: broken)
+    monkeypatch.setattr(sampling, "has_compiler", lambda device: True)
+    assert texts(model, [1, 2], 20, compiled=notes.append) == texts(model, [1, 2], 20)
+    assert notes == ["torch.compile failed (no such luck): steps go on without it."]
+    monkeypatch.setattr(sampling, "has_compiler", lambda device: False)
+    assert texts(model, [1, 2], 20, compiled=notes.append) == texts(model, [1, 2], 20)
+    assert "No compiler was found" in notes[1]
+
+
+def test_prompts_and_seeds_that_do_not_pair_are_refused() -> None:
+    with pytest.raises(ConfigError, match="are 4 and 2"):
+        texts(gpt(), PROMPTS, 3, seeds=[1, 2])
+    with pytest.raises(ConfigError, match="at least one token"):
+        texts(gpt(), [[1], []], 3)
+
+
+def test_of_a_prompt_only_the_last_token_is_scored() -> None:
+    model, fed = gpt(), []
+    model.head.register_forward_hook(lambda module, given, out: fed.append(given[0].shape[1]))
+    texts(model, PROMPTS, 3)
+    assert fed == [1, 1, 1]
+
+
+def test_matrices_laid_out_for_decoding_keep_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "LARGE", 16 * 16)
+    model, same = gpt(tie_weights=True), gpt(tie_weights=True)
+    sampling.lay_out(model)
+    assert model.blocks[0].mlp.proj.weight.stride() == (1, 16)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters(), strict=True))
+    assert model.head.weight is model.token_embedding.weight
+    assert texts(model, [1, 2], 20) == texts(same, [1, 2], 20)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from gptlab import report, rundir, sample
+from gptlab import report, rundir, sample, sampling
 from gptlab.tokenizer import ByteTokenizer, Tokenizer
 from gptlab.writing import continuations
 
@@ -122,6 +122,16 @@ def test_the_seed_decides_and_greedy_does_not_draw(run: Path) -> None:
 
     assert one("--seed", "1") == one("--seed", "1") != one("--seed", "2")
     assert one("--greedy", "--seed", "1") == one("--temperature", "0", "--seed", "2") == one("--top-k", "1")
+
+
+def test_compiled_steps_write_the_same(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "compiled_logits", lambda device_type: sampling.next_logits)
+    monkeypatch.setattr(sampling, "has_compiler", lambda device: True)
+    plain, compiled = write(run, "--tokens=30", "--samples=2"), write(run, "--tokens=30", "--samples=2", "--compile")
+    assert (compiled.code, compiled.out) == (0, plain.out)
+    monkeypatch.setattr(sampling, "has_compiler", lambda device: False)
+    told = write(run, "--tokens=3", "--samples=3", "--batch=1", "--compile")
+    assert told.err.count("steps are not compiled") == 1
 
 
 def test_rope_goes_on_past_block_size_and_learned_refuses_in_one_line(run: Path) -> None:

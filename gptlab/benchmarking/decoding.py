@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from gptlab.benchmarking.request import Request
 from gptlab.benchmarking.subject import Lines, Say, Tree, opened
 from gptlab.hardware import DTYPES, choose_device
 from gptlab.model import GPT
-from gptlab.sampling import check_length, generate
+from gptlab.sampling import check_length, generate, lay_out
 
 
 def bench(tree: Tree, asked: Request, say: Say) -> dict[str, Any]:
@@ -28,6 +28,7 @@ def bench(tree: Tree, asked: Request, say: Say) -> dict[str, Any]:
     if config.init:
         pretrained.fill(model, config.init, say)
     model.to(device=device, dtype=DTYPES.get(tree["trainer"]["precision"], torch.float32)).eval()
+    lay_out(model)
     check_length(model, asked.prompt, asked.tokens)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     say(f"{asked.tokens} tokens after a prompt of {asked.prompt}, {asked.rounds} times, on {device}")
@@ -55,18 +56,11 @@ def bench(tree: Tree, asked: Request, say: Say) -> dict[str, Any]:
     }
 
 
-def written(
-    model: GPT, prompt: list[int], n_tokens: int, batch: int, compiled: Callable[[str], None] | None = None
-) -> Iterator[list[int]]:
-    """How text is written: the one place that a faster way has to be put in."""
-    return generate(model, prompt, n_tokens, seeds=range(batch), compiled=compiled)
-
-
 def _timed(model: GPT, asked: Request, batch: int, compiled: Callable[[str], None] | None) -> tuple[float, float]:
     """Seconds to the first token, and of each one after it."""
     prompt = [i % (model.config.vocab_size or 1) for i in range(asked.prompt)]
     began = time.perf_counter()
-    drawn = written(model, prompt, asked.tokens, batch, compiled)
+    drawn = generate(model, prompt, asked.tokens, seeds=range(batch), compiled=compiled)
     next(drawn)  # it is on the host, so a device has been awaited
     first = time.perf_counter()
     n = sum(1 for _ in drawn)
