@@ -22,14 +22,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gptlab import distributed, shards
 from gptlab.errors import CheckpointError, ConfigError
 from gptlab.files import sync
 
 Names = Mapping[Any, str]  # what every parameter of the optimizer is called
 
-FORMAT = 1
+FORMAT = 1  # a file for each group of tensors
+SHARDED = 2  # a file for each rank, with parts of all tensors: those of the optimizer are called <parameter>/<state>
 STEP = re.compile(r"step_(\d+)(\.replaced)?")
-FILE = re.compile(r"[a-z][a-z0-9_]*\.safetensors")
+FILE = re.compile(r"[a-z][a-z0-9_-]*\.safetensors")
 # How an optimizer step is computed on this machine, not what it computes: the resuming run has chosen again.
 MACHINE = frozenset({"params", "foreach", "fused", "capturable", "differentiable"})
 
@@ -53,27 +55,84 @@ def save(
     beyond `step` are removed too: they belong to a future that the run was resumed from before. Raises CheckpointError
     when the disk refuses; the checkpoints before are untouched then.
     """
-    if keep < 1:
-        raise ConfigError(f"The number of checkpoints to keep must be at least 1, but is {keep}. Set it to 1 or more.")
-    folder = run_dir / "checkpoints"
-    path = folder / f"step_{step:08d}"
-    temporary = folder / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    path, temporary = _places(run_dir, step, keep, secrets.token_hex(4))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _sweep(folder)
-        temporary.mkdir()
+        _begin(temporary)
         files = {f"{name}.safetensors": _write_tensors(temporary, name, group) for name, group in tensors.items()}
         _write_manifest(temporary, {"format": FORMAT, "step": step, "meta": meta, "files": files})
         _put_in_place(temporary, path)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(
-            f"The checkpoint of step {step} could not be saved in {folder} ({reason}); "
-            "those before it are untouched. Make room there, and resume."
-        ) from None
-    _remove_old(folder, step, keep)
+        raise _unsaved(path, error) from None
+    _remove_old(path.parent, step, keep)
     return path
+
+
+def save_together(
+    run_dir: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    meta: Mapping[str, Any],
+    *,
+    keep: int,
+    group: Any,
+) -> Path:
+    """`save` by all ranks of a group: each writes its part, and rank 0 publishes what all have written, or nothing."""
+    path, temporary = _places(run_dir, step, keep, "ranks")
+    named = {name: tensor for held in tensors.values() for name, tensor in held.items()}
+    try:
+        _on_first(lambda: _begin(temporary), group)
+        mine = {part.name: _fingerprint(part) for part in shards.write(temporary, named, group)}
+        files = {name: about for held in distributed.gathered(mine, group) for name, about in held.items()}
+        manifest = {"format": SHARDED, "step": step, "meta": meta, "files": files}
+        _on_first(lambda: _publish(temporary, path, manifest, keep), group)
+    except OSError as error:
+        if distributed.is_first():
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise _unsaved(path, error) from None
+    return path
+
+
+def _on_first(act: Callable[[], None], group: Any) -> None:
+    """Let rank 0 act, and raise on all what it could not."""
+    reason = None
+    if distributed.is_first():
+        try:
+            act()
+        except OSError as error:
+            reason = error.strerror or str(error)
+    if reason := distributed.gathered(reason, group)[0]:
+        raise OSError(reason)
+
+
+def _publish(temporary: Path, path: Path, manifest: dict[str, Any], keep: int) -> None:
+    for name in manifest["files"]:
+        sync(temporary / name)
+    _write_manifest(temporary, manifest)
+    _put_in_place(temporary, path)
+    _remove_old(path.parent, manifest["step"], keep)
+
+
+def _places(run_dir: Path, step: int, keep: int, word: str) -> tuple[Path, Path]:
+    """Where a checkpoint will be, and where it is written."""
+    if keep < 1:
+        raise ConfigError(f"The number of checkpoints to keep must be at least 1, but is {keep}. Set it to 1 or more.")
+    path = run_dir / "checkpoints" / f"step_{step:08d}"
+    return path, path.with_name(f".{path.name}.{word}.tmp")
+
+
+def _begin(temporary: Path) -> None:
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(temporary.parent)
+    temporary.mkdir()
+
+
+def _unsaved(path: Path, error: Exception) -> CheckpointError:
+    reason = getattr(error, "strerror", None) or error
+    return CheckpointError(
+        f"The checkpoint of step {int(path.name[5:])} could not be saved in {path.parent} ({reason}); "
+        "those before it are untouched. Make room there, and resume."
+    )
 
 
 def _write_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -147,10 +206,13 @@ def newest(run_dir: Path) -> Path | None:
     return next(iter(_newest_first(run_dir / "checkpoints")), None)
 
 
-def load(path: Path, *, note: Callable[[str], None], device: str | torch.device = "cpu") -> Checkpoint:
+def load(
+    path: Path, *, note: Callable[[str], None], device: str | torch.device = "cpu", together: bool = False
+) -> Checkpoint:
     """Load the newest good checkpoint of a run directory, or exactly the checkpoint directory that is named.
 
-    One that is damaged is passed over, said in one line to `note`. Raises CheckpointError when none is good.
+    One that is damaged is passed over, said in one line to `note`. Raises CheckpointError when none is good. With
+    `together`, all ranks verify it, each some of its files, and agree; its tensors are left to `fill`.
     """
     if not path.is_dir():
         raise CheckpointError(f"There is no directory {path}. Name the directory of a run.")
@@ -160,7 +222,7 @@ def load(path: Path, *, note: Callable[[str], None], device: str | torch.device 
     damage: list[str] = []
     for candidate in found:
         try:
-            checkpoint = _load_one(candidate, device)
+            checkpoint = _verify_together(candidate) if together else _load_one(candidate, device)
         except CheckpointError as error:
             damage.append(f"{candidate.name}: {error}")
             continue
@@ -180,10 +242,44 @@ def _load_one(path: Path, device: str | torch.device) -> Checkpoint:
     for name, expected in manifest["files"].items():
         _verify(path / name, expected)
         try:
-            tensors[name.removesuffix(".safetensors")] = load_file(path / name, device=str(device))
+            if manifest["format"] == FORMAT:
+                tensors[name.removesuffix(".safetensors")] = load_file(path / name, device=str(device))
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{name} cannot be read ({error})") from None
+    if manifest["format"] == SHARDED:
+        tensors = _grouped(shards.read(path, device))
     return Checkpoint(manifest["step"], tensors, manifest["meta"], path)
+
+
+def _grouped(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    groups: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
+    for name, tensor in tensors.items():
+        groups["optimizer" if "/" in name else "model"][name] = tensor
+    return groups
+
+
+def _verify_together(path: Path) -> Checkpoint:
+    damage = None
+    try:
+        manifest = _read_manifest(path)
+        for name, expected in list(manifest["files"].items())[distributed.rank() :: distributed.size()]:
+            _verify(path / name, expected)
+    except CheckpointError as error:
+        damage = str(error)
+    if damage := next(filter(None, distributed.gathered(damage)), None):
+        raise CheckpointError(damage)
+    return Checkpoint(manifest["step"], {}, manifest["meta"], path)
+
+
+def fill(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> None:
+    """Read a checkpoint, of however many ranks, into tensors that ranks hold, by their names. CheckpointError."""
+    try:
+        shards.fill(checkpoint.path, tensors)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"{checkpoint.path} does not fit the model and optimizer of the run ({reason})."
+        ) from None
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -197,8 +293,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise CheckpointError("manifest.json is damaged") from None
     if found != expected:
         raise CheckpointError("manifest.json was changed after it was written")
-    if version != FORMAT:
-        raise CheckpointError(f"written in format {version}, this gptlab reads format {FORMAT}")
+    if version not in (FORMAT, SHARDED):
+        raise CheckpointError(f"written in format {version}, this gptlab reads formats {FORMAT} and {SHARDED}")
     assert all(FILE.fullmatch(name) for name in manifest["files"]), "a file name that save never writes"
     return dict(manifest)
 
@@ -232,6 +328,22 @@ def optimizer_tensors(optimizer: Optimizer, names: Names) -> tuple[dict[str, Ten
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in group.items() if key not in MACHINE}
     return {key: value.item() if isinstance(value, Tensor) else value for key, value in kept.items()}
+
+
+def optimizer_blanks(optimizer: Optimizer, names: Names, meta: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What an optimizer will remember on this rank, to be filled: the state tensors that `meta` knows."""
+    remember = getattr(optimizer, "memory", None)
+    if remember is None:
+        raise CheckpointError(
+            f"{type(optimizer).__name__} has no `memory`, which ranks need to go on with it: go on in one process."
+        )
+    blank = {
+        f"{names[parameter]}/{key}": tensor
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        for key, tensor in remember(parameter.detach(), group).items()
+    }
+    return {name: blank[name] for name in meta["tensors"] if name in blank}
 
 
 def restore_optimizer(

@@ -40,6 +40,8 @@ def run_hydra(argv: Sequence[str]) -> None:
     words = [argument for argument in arguments if _is_override(argument)]
     flags = [argument for argument in arguments if not _is_override(argument)]  # last: one may take a value, or none
     explain.refuse_odd(words)
+    if {"-m", "--multirun"} & {*flags} and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("torchrun starts ranks of one training, not of a sweep: leave -m out, or torchrun.")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us, who have a line for each
     failures.clear()
     sweeps.clear()

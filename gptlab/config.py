@@ -99,12 +99,15 @@ class TrainerConfig:
     on_nonfinite: str = "stop"  # stop, skip: what a loss that is NaN or infinite does
     eval_part: str = "all"  # all, first, second: the half of the validation split that is evaluated on
     patience: int = 0  # evaluations without a better validation loss after which training stops; 0 = never
+    parallel: str = "auto"  # auto, ddp, fsdp: whether each rank of torchrun's has the model or a part; auto is ddp
+    shard: int = 0  # ranks that have one model between them, beside others that have it too; 0 = all, for fsdp
+    save: str = "wait"  # wait, async: whether training goes on while a checkpoint is written
 
     def __post_init__(self) -> None:
         self.compile = str(self.compile).lower()
         for name in ("steps", "batch_size", "accumulate", "log_every", "keep", "sample_tokens"):
             require(getattr(self, name) >= 1, f"trainer.{name} must be at least 1, but is {getattr(self, name)}.")
-        for name in ("clip", "eval_every", "save_every", "sample_every", "patience"):
+        for name in ("clip", "eval_every", "save_every", "sample_every", "patience", "shard"):
             require(getattr(self, name) >= 0, f"trainer.{name} must be 0 or more, but is {getattr(self, name)}.")
         require_choice("trainer.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         require_choice("trainer.compile", self.compile, ("auto", "true", "false"))
@@ -117,6 +120,13 @@ class TrainerConfig:
         require_choice("trainer.activation_checkpointing", checkpointing, ("none", "selective", "block"))
         require_choice("trainer.on_nonfinite", self.on_nonfinite, ("stop", "skip"))
         require_choice("trainer.eval_part", self.eval_part, ("all", "first", "second"))
+        require_choice("trainer.parallel", self.parallel, ("auto", "ddp", "fsdp"))
+        require_choice("trainer.save", self.save, ("wait", "async"))
+        require(
+            not self.shard or self.parallel == "fsdp",
+            f"trainer.shard={self.shard} is about parts of a model, but trainer.parallel is {self.parallel}: "
+            "set trainer.parallel=fsdp.",
+        )
         require(
             not self.patience or self.eval_every > 0,
             f"trainer.patience={self.patience} counts evaluations, but trainer.eval_every is 0: set it too.",

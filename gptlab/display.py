@@ -59,6 +59,25 @@ def make_display(console: Console | None = None) -> Display:
     return PlainDisplay(stream) if console.is_dumb_terminal else LiveDisplay(console)
 
 
+class SilentDisplay:
+    """Shows nothing: for all ranks but the first."""
+
+    def start(self, total_steps: int, title: Sequence[str], *, ruler: Ruler | None = None) -> None:
+        """Nothing."""
+
+    def update(self, row: Row) -> None:
+        """Nothing."""
+
+    def sample(self, step: int, text: str) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+    def finish(self, summary: Row) -> None:
+        """Nothing."""
+
+
 @dataclass
 class Progress:
     """What is known so far: the newest value of everything, the losses, and how fast the steps go by."""

@@ -28,6 +28,15 @@ class TrainingError(RuntimeError):
     """A training that cannot go on (loss not finite, out of memory): exit code 1, the run stays on disk."""
 
 
+class LostRank(TrainingError):
+    """A training that cannot go on because another of its ranks has ended."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Another rank has ended, and this one cannot train on without it: what it or torchrun said is the cause."
+        )
+
+
 class Pruned(Exception):
     """A run that whoever watches it ends before its time: no failure, status "pruned"."""
 

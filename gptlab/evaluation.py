@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
+from gptlab import distributed
 from gptlab.data import IGNORE, windows
 from gptlab.model import GPT
 
@@ -27,17 +28,18 @@ def evaluate(
 ) -> float:
     """Mean cross entropy in nats per token. Every token but the first is scored once, in windows of block_size.
 
-    The model comes back in the mode, training or not, that it came in.
+    Ranks share the windows, and all get the result. The model comes back in the mode, training or not, that it came in.
     """
     device = next(model.parameters()).device
     training = model.training
     model.eval()
     total = torch.zeros((), dtype=torch.float64, device="cpu" if device.type == "mps" else device)
     with autocast or nullcontext():
-        for x, y in windows(tokens, block_size=model.config.block_size, batch_size=batch_size):
-            total += model.loss(x.to(device), y.to(device))[0].to(total)
+        batches = windows(tokens, block_size=model.config.block_size, batch_size=batch_size)
+        for (x, y), counts in distributed.dealt(batches):
+            total += model.loss(x.to(device), y.to(device))[0].to(total) * counts
     model.train(training)
-    return total.item() / (len(tokens) - 1)
+    return distributed.total(total).item() / (len(tokens) - 1)
 
 
 @dataclass(frozen=True)
@@ -62,18 +64,18 @@ def answer(
     """Answer questions, asked for where `targets` is not -100. The model comes back in the mode that it came in."""
     device, training = next(model.parameters()).device, model.training
     model.eval()
-    losses, guesses = [], []
+    total, guessed = torch.zeros((), dtype=torch.float64), torch.zeros_like(targets)
     with autocast or nullcontext():
-        for x, y in zip(inputs.split(batch_size), targets.split(batch_size), strict=True):
-            logits = model(x.to(device)).float()
-            losses.append(F.cross_entropy(logits.flatten(0, 1), y.to(device).flatten(), reduction="sum").cpu())
-            guesses.append(logits.argmax(-1).cpu())
+        for places, counts in distributed.dealt(torch.arange(len(inputs)).split(batch_size)):
+            logits = model(inputs[places].to(device)).float()
+            loss = F.cross_entropy(logits.flatten(0, 1), targets[places].to(device).flatten(), reduction="sum")
+            total += loss.cpu().double() * counts
+            guessed[places] += logits.argmax(-1).cpu() * counts
     model.train(training)
-    guessed, asked = torch.cat(guesses), targets != IGNORE
+    total, guessed, asked = distributed.total(total), distributed.total(guessed), targets != IGNORE
     right, n_asked = (guessed == targets), int(asked.sum())
     solved = (right | ~asked).all(dim=1).double().mean().item()
-    loss = torch.stack(losses).double().sum().item() / n_asked
-    return Answers(loss, int(right.sum()) / n_asked, solved, guessed)
+    return Answers(total.item() / n_asked, int(right.sum()) / n_asked, solved, guessed)
 
 
 def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
-from gptlab.errors import ConfigError, GptlabError, Interrupted, TrainingError
+from gptlab.errors import ConfigError, GptlabError, Interrupted, LostRank, TrainingError
+
+WAIT_SECONDS = 3.0  # for another rank to speak first
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,6 +32,8 @@ def run(door: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
     except GptlabError as error:
         _leave(f"gptlab: {error}", 2)
     except TrainingError as error:
+        if isinstance(error, LostRank):
+            time.sleep(1.0)  # so that torchrun sees first whose fault it was
         _leave(f"gptlab: {error}", 1)
     except (Interrupted, KeyboardInterrupt):
         sys.exit(130)
@@ -36,5 +43,17 @@ def run(door: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
 
 
 def _leave(line: str, code: int) -> None:
-    print(" ".join(line.split("\n")), file=sys.stderr)
+    if rank := _rank():  # rank 0 most often says the same, and torchrun then ends us
+        time.sleep(WAIT_SECONDS)
+        line = line.replace("gptlab: ", f"gptlab: rank {rank}: ", 1)
+    line = " ".join(line.split("\n"))
+    print(line, file=sys.stderr, flush=True)
+    if told := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # for the table in which torchrun names who failed
+        about = {"message": line, "extraInfo": {"py_callstack": line, "timestamp": str(int(time.time()))}}
+        Path(told).write_text(json.dumps({"message": about}), encoding="utf-8")
     sys.exit(code)
+
+
+def _rank() -> int:
+    """Which of several ranks this process is; 0 for a process alone."""
+    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0

@@ -145,11 +145,13 @@ class Points(Sweeper):
 
 
 class Processes(Launcher):
-    """A fresh process per point, `jobs` at a time, each with its share of the cores or a GPU of its own."""
+    """A fresh process per point, or `ranks` of them, `jobs` points at a time, with a share of the cores or GPUs."""
 
     def __init__(self, jobs: int | None, ranks: int) -> None:
         require(jobs is None or jobs >= 1, f"hydra.launcher.jobs must be at least 1, but is {jobs}.")
-        require(ranks == 1, f"One run trains on one rank so far, but hydra.launcher.ranks is {ranks}.")
+        require(ranks >= 1, f"hydra.launcher.ranks must be at least 1, but is {ranks}.")
+        n = len(gpus())
+        require(not n or ranks <= n, f"hydra.launcher.ranks must be at most {n}, the GPUs here, but is {ranks}.")
         self.jobs, self.ranks = jobs, ranks
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -158,7 +160,7 @@ class Processes(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         parse = OverridesParser.create().parse_overrides
         orders = [Order.read(Path(str(parse(list(words))[0].value()))) for words in job_overrides]
-        jobs = self.jobs or at_a_time(max(order.threads for order in orders))
+        jobs = self.jobs or max(1, at_a_time(max(order.threads for order in orders)) // self.ranks)
         _side_by_side(_Crew(deque(orders), jobs, self.ranks), _note.get())
         return []
 
@@ -261,7 +263,7 @@ def _start(order: Order, place: int, ranks: int) -> subprocess.Popen[bytes]:
     """The process of a point. It ends when its standard input does, so that it does not outlive this one."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(order.threads)}
     if mine := gpus():
-        environment["CUDA_VISIBLE_DEVICES"] = mine[place % len(mine)]
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine[(place * ranks + i) % len(mine)] for i in range(ranks))
     with order.log.open("a") as log:
         return subprocess.Popen(
             command(order.file, ranks),

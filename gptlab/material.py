@@ -48,8 +48,8 @@ class Material(ABC):
         """How much there is, in a few words."""
 
     @abstractmethod
-    def batch(self, step: int) -> Pair:
-        """What a step learns from: a function of the seed and the step alone."""
+    def batch(self, step: int, rows: slice = slice(None)) -> Pair:
+        """What a step learns from, or these rows of it: a function of the seed and the step alone."""
 
     @abstractmethod
     def evaluate(self, model: GPT, reduced: Reduced) -> dict[str, float]:
@@ -128,9 +128,9 @@ class Text(Material):
     def title(self) -> str:
         return f"{len(self.dataset.train):,} train and {len(self.dataset.val):,} validation tokens"
 
-    def batch(self, step: int) -> Pair:
+    def batch(self, step: int, rows: slice = slice(None)) -> Pair:
         train, seed = self.dataset.train, self.config.seed
-        return data.sample_batch(train, seed=seed, step=step, n=self.n_sequences, block_size=self.length)
+        return data.sample_batch(train, seed=seed, step=step, n=self.n_sequences, block_size=self.length, rows=rows)
 
     @property
     def measured(self) -> tuple[str, ...]:
@@ -186,9 +186,9 @@ class Questioned(Material):
         )
         return f"questions of {self.length} tokens, {kept:,} kept for validation{beyond}; {chance}"
 
-    def batch(self, step: int) -> Pair:
+    def batch(self, step: int, rows: slice = slice(None)) -> Pair:
         inputs, targets = self.task.batch(self.config.seed, step, self.n_sequences)
-        return torch.from_numpy(inputs), torch.from_numpy(targets)
+        return torch.from_numpy(inputs[rows]), torch.from_numpy(targets[rows])
 
     @property
     def measured(self) -> tuple[str, ...]:

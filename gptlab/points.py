@@ -20,11 +20,12 @@ from typing import Any, TextIO
 
 import torch
 
-from gptlab import exits, plugins, run, rundir
+from gptlab import distributed, exits, plugins, run, rundir
 from gptlab.config import from_dict, require
-from gptlab.display import PlainDisplay
+from gptlab.display import PlainDisplay, SilentDisplay
 from gptlab.errors import DataError, GptlabError, Interrupted, TrainingError
 from gptlab.files import write_atomically
+from gptlab.hardware import choose_device
 
 if sys.platform != "win32":  # there two studies that run the same point at the same time are not kept apart
     import fcntl
@@ -141,14 +142,31 @@ def carry_out(file: Path, watch: run.Watch | None = None) -> str:
     No Exception comes out of it: a failure is left in the log and beside it.
     """
     order = Order.read(file)
-    with alone(order.log) as log:
-        if ended := order.ended():
-            return ended
-        log.truncate(0)
-        order.failed.unlink(missing_ok=True)
-        shutil.rmtree(order.run_dir, ignore_errors=True)
-        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log), on_threads(order.threads):
-            return _attempt(order, PlainDisplay(log), watch)
+    with distributed.joined(_device(order)):
+        if not distributed.is_first():
+            return _follow(order)
+        with alone(order.log) as log:
+            if ended := distributed.of_first(order.ended):
+                return ended
+            log.truncate(0)
+            order.failed.unlink(missing_ok=True)
+            shutil.rmtree(order.run_dir, ignore_errors=True)
+            with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log), on_threads(order.threads):
+                return _attempt(order, PlainDisplay(log), watch)
+
+
+def _device(order: Order) -> torch.device:
+    return distributed.own(choose_device(str(order.config["trainer"].get("device", "auto"))))
+
+
+def _follow(order: Order) -> str:
+    """What the other ranks of a point do: train with the first, which has the log and says how it ended."""
+    if ended := distributed.of_first(order.ended):
+        return ended
+    with on_threads(order.threads):
+        plugins.load(order.config["plugins"])
+        status, _ = run.start(from_dict({**order.config, "run_dir": str(order.run_dir)}), {}, SilentDisplay())
+    return status
 
 
 def _attempt(order: Order, display: PlainDisplay, watch: run.Watch | None) -> str:

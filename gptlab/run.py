@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
 import statistics
@@ -16,21 +15,24 @@ from typing import Any
 
 import torch
 
-from gptlab import checkpoint, lora, material, pretrained, registry, report, rundir, rundirs, tokenizer
+from gptlab import checkpoint, distributed, lora, material, parallel, pretrained, registry, report, rundir, rundirs
 from gptlab.compiling import forecast, wants_compiling
 from gptlab.config import RunConfig, require, to_dict
 from gptlab.cost import flops_per_token
 from gptlab.dashboards import WandbLog, open_wandb
-from gptlab.display import Display, make_display
-from gptlab.errors import DataError, GptlabError, Pruned, TrainingError
+from gptlab.display import Display, SilentDisplay, make_display
+from gptlab.errors import GptlabError, LostRank, Pruned, TrainingError
+from gptlab.files import write_atomically
 from gptlab.hardware import autocast, choose_device, choose_precision, describe, peak_flops, versions
 from gptlab.material import Material
 from gptlab.model import GPT
 from gptlab.optimizer import parameter_groups
 from gptlab.remarks import remarks
-from gptlab.runlog import RunLog, rewind, write_summary
+from gptlab.runlog import RunLog, SilentLog, rewind, write_summary
+from gptlab.saving import Saver, contents, initial, restore
 from gptlab.step import Batch, TrainState, compile_step
-from gptlab.stopping import stop_requests
+from gptlab.stopping import deaf, stop_requests
+from gptlab.tokenizer import load as load_tokenizer
 from gptlab.trainer import Actions, Status, train
 
 OUT_OF_MEMORY = (
@@ -43,37 +45,76 @@ Watch = Callable[[Mapping[str, Any]], None]  # is shown each row that holds val/
 def start(
     config: RunConfig, command: Mapping[str, Any], display: Display | None = None, watch: Watch | None = None
 ) -> tuple[Status, Path]:
-    """Train a new run. Everything that can be wrong is found before its directory exists."""
-    display = display or make_display()
+    """Train a new run. Everything that can be wrong is found before its directory exists.
+
+    Ranks that torchrun has started again go on with the run that they had begun.
+    """
     config = rundir.whole(config)
-    run_dir = rundirs.fresh(config.run_dir, config.name)
-    check(config)
-    plan = config.trainer  # a run goes on in the precision that it began in, wherever that is
-    plan.precision = choose_precision(plan.precision, choose_device(plan.device))
-    words = command.get("overrides", ())
-    source = material.prepare(config, pretrained.tokenizer_of(config), display.note, words)
-    state = make_state(config, source, display)
-    run = Run(config, run_dir, source, state, display, command, initial(state.model), watch)
-    source.check_sample(state.model)
-    rundir.write(run_dir, config, source.tokenizer, command)
-    return run.train(), run_dir
+    with distributed.joined(_device(config)):
+        if distributed.restarted() and (begun := distributed.of_first(lambda: _begun_before(config))):
+            return _go_on(Path(begun), {}, display)
+        display = display or _own_display()
+        run_dir = Path(distributed.of_first(lambda: str(rundirs.fresh(config.run_dir, config.name))))
+        check(config)
+        plan = config.trainer  # a run goes on in the precision that it began in, wherever that is
+        plan.precision = choose_precision(plan.precision, choose_device(plan.device))
+        words, note = command.get("overrides", ()), display.note
+        source = distributed.one_per_machine_first(
+            lambda: material.prepare(config, pretrained.tokenizer_of(config), note, words)
+        )
+        state = make_state(config, source, display)
+        run = Run(config, run_dir, source, state, display, command, initial(state.model), watch)
+        source.check_sample(state.model)
+        distributed.of_first(lambda: rundir.write(run_dir, config, source.tokenizer, {**command, **_job()}))
+        return run.train(), run_dir
+
+
+def _begun_before(config: RunConfig) -> str | None:
+    """The directory of the run that this job has begun and not ended, where torchrun has started it again."""
+    found = [config.run_dir] if config.run_dir else rundirs.recent()
+    return next((path for path in found if _read(Path(path) / rundir.COMMAND).get("job") == distributed.job()), None)
+
+
+def _job() -> dict[str, Any]:
+    return {"job": distributed.job()} if distributed.size() > 1 else {}
+
+
+def _device(config: RunConfig) -> torch.device:
+    return distributed.own(choose_device(config.trainer.device))
+
+
+def _own_display() -> Display:
+    return make_display() if distributed.is_first() else SilentDisplay()
 
 
 def go_on(wanted: str, changes: Mapping[str, Any]) -> tuple[Status, Path]:
     """Continue a run from its newest good checkpoint, or from its beginning when it was stopped before the first."""
     run_dir = rundirs.find(wanted)
+    with distributed.joined(_device(rundir.changed(rundir.read_config(run_dir), run_dir, changes))):
+        run_dir = Path(distributed.of_first(lambda: str(run_dir)))  # the latest may have been another's
+        return _go_on(run_dir, changes)
+
+
+def _go_on(run_dir: Path, changes: Mapping[str, Any], display: Display | None = None) -> tuple[Status, Path]:
+    display = display or _own_display()
     config = rundir.changed(rundir.read_config(run_dir), run_dir, changes)
+    if not changes.keys() & {"trainer.parallel", "trainer.shard"}:
+        parallel.fitted(config.trainer, distributed.size(), display.note)
     check(config)
-    display = make_display()
     own = config.init and (run_dir / rundirs.TOKENIZER).is_file()  # what the weights brought may be gone by now
-    text = tokenizer.load(run_dir / rundirs.TOKENIZER) if own else pretrained.tokenizer_of(config)
-    source = material.prepare(config, text, display.note)
-    saved = checkpoint.newest(run_dir) is not None
+    source = distributed.one_per_machine_first(
+        lambda: material.prepare(
+            config,
+            load_tokenizer(run_dir / rundirs.TOKENIZER) if own else pretrained.tokenizer_of(config),
+            display.note,
+        )
+    )
+    saved = distributed.of_first(lambda: checkpoint.newest(run_dir) is not None)
     state = make_state(config, source, display, fresh=not saved)
     drawn = initial(state.model)
     if saved:
         drawn = _read(run_dir / rundir.SUMMARY).get("signature", {}).get("init", {})
-        restore(state, run_dir, source, display)
+        restore(state, run_dir, source.fingerprint, display.note)
     require(
         state.step < state.config.steps,
         f"{run_dir} is done: it has trained all {state.config.steps} steps. To go on, raise trainer.steps.",
@@ -85,14 +126,22 @@ def go_on(wanted: str, changes: Mapping[str, Any]) -> tuple[Status, Path]:
     command = _read(run_dir / rundir.COMMAND)
     run = Run(config, run_dir, source, state, display, command, drawn)
     source.check_sample(state.model)
-    rundir.write_config(run_dir, config)  # with what was changed, so that the next one to go on finds it
-    rewind(run_dir, state.step)
+    distributed.of_first(lambda: _take_back(run_dir, config, state.step))
     display.note(f"Going on with {run_dir} after step {state.step:,}.")
     return run.train(), run_dir
 
 
+def _take_back(run_dir: Path, config: RunConfig, step: int) -> None:
+    """Leave a run as it was at a step, with what was changed in its config for the next one that goes on with it."""
+    command = {**_read(run_dir / rundir.COMMAND), **_job()}
+    write_atomically(run_dir / rundir.COMMAND, json.dumps(command, indent=2).encode())
+    rundir.write_config(run_dir, config)
+    rewind(run_dir, step)
+
+
 def check(config: RunConfig) -> None:
     """Build everything without storage and text: what cannot be is refused before a file is read or written."""
+    parallel.check(config.trainer, distributed.size())
     device = choose_device(config.trainer.device)
     choose_precision(config.trainer.precision, device)
     possible = device.type == "cuda" or not config.trainer.cuda_graphs
@@ -111,7 +160,7 @@ def check(config: RunConfig) -> None:
 def make_state(config: RunConfig, source: Material, display: Display, *, fresh: bool = True) -> TrainState:
     """A model with its initial values (drawn ones, or where it is `fresh` those of `init`), and what trains it."""
     plan = config.trainer
-    device = choose_device(plan.device)
+    device = _device(config)
     reduced = device.type == "cuda" and plan.precision != "fp32"  # what parts keep out of autocast: as TensorFloat-32
     torch.set_float32_matmul_precision("high" if reduced else "highest")
     try:
@@ -122,6 +171,7 @@ def make_state(config: RunConfig, source: Material, display: Display, *, fresh: 
             lora.adapt(model, config.lora, config.seed)
         model = model.to(device)
         model.recompute = plan.activation_checkpointing
+        parallel.spread(model, plan, device)
     except GptlabError:
         raise
     except (RuntimeError, MemoryError) as error:
@@ -143,31 +193,6 @@ def make_state(config: RunConfig, source: Material, display: Display, *, fresh: 
     return state
 
 
-def initial(model: GPT) -> dict[str, str]:
-    """What each parameter begins with, as 8 digits of a hash: runs that share a tensor have the same there."""
-    found = ((name, tensor.detach().cpu().contiguous()) for name, tensor in model.named_parameters())
-    return {name: hashlib.sha256(x.view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()[:8] for name, x in found}
-
-
-def restore(state: TrainState, run_dir: Path, source: Material, display: Display) -> None:
-    """Take parameters, optimizer state and counters of the newest good checkpoint, bit for bit."""
-    saved = checkpoint.load(run_dir, note=display.note, device=state.device)
-    held = saved.meta["data"]
-    if held != source.fingerprint:
-        raise DataError(
-            f"{run_dir} was trained on another text than the one its config finds now: bring that text back."
-        )
-    state.model.load_tensors(saved.tensors["model"])
-    names = {parameter: name for name, parameter in state.model.named_parameters()}
-    checkpoint.restore_optimizer(state.optimizer, names, saved.tensors["optimizer"], saved.meta["optimizer"])
-    if state.scaler:
-        state.scaler.load_state_dict(saved.meta["scaler"])
-    state.step, state.seconds, state.n_bad = saved.step, saved.meta["seconds"], saved.meta["skipped"]
-    state.bad.fill_(state.n_bad)
-    state.best_step, state.waited = saved.meta.get("best_step", 0), saved.meta.get("waited", 0)
-    state.best, state.last = (math.inf if x is None else x for x in (saved.meta["best"], saved.meta["last"]))
-
-
 @dataclass
 class Run:
     """A run under way: what the trainer calls between its steps, and what is written when it ends."""
@@ -181,6 +206,7 @@ class Run:
     drawn: Mapping[str, str]  # of `initial`
     watch: Watch | None = None
     log: RunLog = field(init=False)
+    saver: Saver = field(init=False)
     train_loss: float | None = None  # newest
     flops: float | None = None  # per token
     measured: dict[str, float] = field(default_factory=dict)  # at the newest evaluation
@@ -189,18 +215,27 @@ class Run:
         """Train to the end, to a stop, or to a failure; whichever it is, summary.json tells."""
         self.flops = self._count_flops()
         self.display.start(self.config.trainer.steps, self._title(), ruler=self.material.levels)
-        self.log = RunLog(self.run_dir, display=self.display)
-        write_summary(self.run_dir, self.summary("running"))
+        self.log, self.saver = SilentLog(self.run_dir), Saver(self.config.trainer.save == "async")
+        distributed.of_first(self._open_log)
         try:
-            with stop_requests(self.log.note) as stopping:
-                self.log.wandb = self._open_wandb()
-                actions = Actions(self._log, self._evaluate, self._sample, self._save, stopping, self._save_best)
+            with stop_requests(self.log.note) as asked:
+                self.log.wandb = self._open_wandb() if distributed.is_first() else None
+                actions = Actions(
+                    self._log, self._evaluate, self._sample, self._save,
+                    stopping=lambda: distributed.host_total(asked()) > 0, keep_best=self._save_best,
+                )  # fmt: skip
                 status = train(self.state, self._batch, actions, self._mfu)
+                self.saver.wait()
         except Pruned:
             status = "pruned"
         except BaseException as error:
-            self._close("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", str(error))
-            raise _explained(error) from error
+            if isinstance(error, Exception):  # what it has begun to write is worth having
+                self.saver.finish()
+            told = _explained(error)
+            with deaf():  # torchrun ends us when another rank has died, but not before the summary says so
+                text = str(told if isinstance(told, LostRank) else error)
+                self._close("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", text)
+            raise told from error
         if self.state.stopped_early:
             self.log.note(
                 f"Stopped early at step {self.state.step}: no evaluation was better than that of step "
@@ -209,12 +244,18 @@ class Run:
         self._close(status)
         return status
 
+    def _open_log(self) -> None:
+        self.log = RunLog(self.run_dir, display=self.display)
+        write_summary(self.run_dir, self.summary("running"))
+
     def _open_wandb(self) -> WandbLog | None:
         about = {**to_dict(self.config), "variants": rundir.variants(self.config)}
         study, names = self.command.get("study"), {"name": self.run_dir.name, "project": self.config.name}
         return open_wandb(self.config.logger, self.run_dir, **names, config=about, note=self.display.note, study=study)
 
     def _close(self, status: str, error: str | None = None) -> None:
+        if not distributed.is_first():
+            return
         self.log.close({**self.summary(status, error), "curve": self._draw() if self.state.step else None})
 
     def summary(self, status: str, error: str | None = None) -> dict[str, Any]:
@@ -251,7 +292,7 @@ class Run:
         }
 
     def _batch(self, step: int) -> Batch:
-        return self.material.batch(step)
+        return self.material.batch(step, distributed.rows(self.material.n_sequences))
 
     def _log(self, row: Mapping[str, Any]) -> None:
         self.train_loss = row.get("train/loss", self.train_loss)
@@ -262,36 +303,26 @@ class Run:
 
     def _evaluate(self) -> dict[str, float]:
         self.measured = self.material.evaluate(self.state.model, self._reduced())
+        distributed.settle(self.state.model)
         return self.measured
 
     def _sample(self) -> None:
-        self.log.sample(self.state.step, self.material.sample(self.state.model, self.state.step, self._reduced()))
+        text = self.material.sample(self.state.model, self.state.step, self._reduced())  # which needs all ranks
+        distributed.settle(self.state.model)
+        self.log.sample(self.state.step, text)
 
     def _reduced(self) -> AbstractContextManager[Any]:
         return autocast(self.state.device, self.state.precision)
 
     def _save(self) -> None:
-        state = self.state
-        names = {parameter: name for name, parameter in state.model.named_parameters()}
-        tensors, rest = checkpoint.optimizer_tensors(state.optimizer, names)
-        meta = {
-            "optimizer": rest,
-            "scaler": state.scaler.state_dict() if state.scaler else {},
-            "seconds": state.seconds,
-            "skipped": state.n_bad,
-            "best": state.best if math.isfinite(state.best) else None,
-            "best_step": state.best_step,
-            "waited": state.waited,
-            "last": state.last if math.isfinite(state.last) else None,
-            "data": self.material.fingerprint,
-        }
-        groups = {"model": state.model.tensors(), "optimizer": tensors}
-        checkpoint.save(self.run_dir, state.step, groups, meta, keep=self.config.trainer.keep)
+        groups, meta = contents(self.state)
+        meta["data"] = self.material.fingerprint
+        self.saver.save(self.run_dir, self.state.step, groups, meta, keep=self.config.trainer.keep)
 
     def _save_best(self) -> None:
         meta = {"val_loss": self.state.best, "data": self.material.fingerprint}
         groups = {"model": self.state.model.tensors()}
-        checkpoint.save(self.run_dir / rundir.BEST, self.state.step, groups, meta, keep=1)
+        self.saver.save(self.run_dir / rundir.BEST, self.state.step, groups, meta, keep=1)
 
     def _mfu(self, tokens_per_second: float) -> dict[str, float]:
         peak = peak_flops(self.state.device) if self.state.precision != "fp32" else None
@@ -354,6 +385,8 @@ def _learning(model: GPT) -> int:
 
 def _explained(error: BaseException) -> BaseException:
     """Out of memory, and what a disk refuses on the way, as a line about the training; anything else as it is."""
+    if distributed.is_broken(error):
+        return LostRank()
     words = ("out of memory", "can't allocate memory", "alloc_failed")
     exhausted = isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
     if isinstance(error, GptlabError):

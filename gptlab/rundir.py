@@ -22,7 +22,7 @@ COMMAND, SUMMARY = "command.json", "summary.json"
 BEST = "best"  # a folder with the checkpoint of the lowest validation loss, where trainer.patience waits for it
 FREE_SETTINGS = (  # of the trainer: they change nothing that has been computed
     "steps log_every eval_every save_every sample_every sample_tokens sample_prompt sample_temperature keep "
-    "device compile on_nonfinite patience"
+    "device compile on_nonfinite patience parallel shard save"
 )
 MAY_CHANGE = {"logger", "plugins", "resume", *(f"trainer.{name}" for name in FREE_SETTINGS.split())}
 

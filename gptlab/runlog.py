@@ -89,6 +89,25 @@ class RunLog:
                 self._seen = False
 
 
+class SilentLog(RunLog):
+    """The log of a rank that is not the first: it says and writes nothing."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir, self.wandb = run_dir, None
+
+    def metrics(self, row: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def sample(self, step: int, text: str) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+    def close(self, summary: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+
 class _Lines:
     """A file of JSON lines. What a full disk refuses waits in memory and is written when there is room again."""
 

@@ -13,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
+from gptlab import distributed
 from gptlab.compiling import CompiledLoss, Whole, takes_whole_steps
 from gptlab.config import TrainerConfig
 from gptlab.data import IGNORE
@@ -83,27 +84,37 @@ class TrainState:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
     @property
+    def n_micro_batches(self) -> int:
+        """In a step, over all ranks."""
+        n, plan = distributed.size(), self.config
+        return plan.accumulate if n == 1 else n * distributed.micro_batches(plan.batch_size, plan.accumulate)
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens that one optimizer step learns from."""
         return self.config.batch_size * self.config.accumulate * (self.length or self.model.config.block_size)
 
 
 def train_step(state: TrainState, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-    """One optimizer step over `accumulate` micro-batches: mean losses and metrics by name, the gradient norm. No sync.
+    """One optimizer step over the micro-batches of all ranks: mean losses and metrics by name, the gradient norm.
 
-    The loss is the mean over all targets of the step that are not -100, whatever micro-batch they fall in.
+    `batch` is this rank's share. The loss is the mean over all targets of the step that are not -100, whatever
+    micro-batch and rank they fall to. No sync.
     """
     _set_rates(state)
-    n_targets = torch.tensor(float(max(1, int((batch[1] != IGNORE).sum()))))  # the batch is still on the host
-    parts = list(_micro_batches(state, batch))
+    counted = distributed.host_total(int((batch[1] != IGNORE).sum()))  # the batch is still on the host
+    n_targets, parts = torch.tensor(float(max(1, counted))), list(_micro_batches(state, batch))
     if state.whole and len(parts) == 1:
         _seed(state, 0)
         return state.whole(*parts[0], n_targets)
     means: dict[str, Tensor] = {}
+    first = distributed.rank() * len(parts)
     for part, (tokens, targets) in enumerate(parts):
-        _seed(state, part)
+        _seed(state, first + part)
+        distributed.last_of_step(state.model, part == len(parts) - 1)
         pieces = learn(state, tokens, targets, n_targets)
         means |= {name: means.get(name, 0) + piece for name, piece in pieces.items()}
+    means = _over_ranks(means)
     return means, update(state, means["loss"])
 
 
@@ -113,7 +124,11 @@ def compile_step(state: TrainState, note: Callable[[str], None]) -> None:
     if state.config.cuda_graphs:
         state.loss = _Replayed(plain, note, mode="reduce-overhead")
         return
-    if state.device.type != "cpu" or state.config.accumulate > 1 or not takes_whole_steps():
+    if state.config.parallel == "fsdp":
+        for block in state.model.blocks:
+            block.forward = torch.compile(block.forward)  # what gathers it stays outside, as its hooks
+        return
+    if state.device.type != "cpu" or state.n_micro_batches > 1 or not takes_whole_steps():
         state.loss = CompiledLoss(plain, note)
         return
 
@@ -150,20 +165,21 @@ def learn(state: TrainState, tokens: Tensor, targets: Tensor, n_targets: Tensor)
         total, added, metrics = state.loss(tokens, targets)
     names = ["loss", *added, *metrics]
     assert len(names) == len({*names}), "a part adds to context.losses and metrics under names of its own"
-    pieces = {name: x / state.config.accumulate for name, x in added.items()}
+    pieces = {name: x / state.n_micro_batches for name, x in added.items()}
     pieces["loss"] = total * _guard(state, total) / n_targets
     loss = torch.stack(list(pieces.values())).sum()
     (state.scaler.scale(loss) if state.scaler else loss).backward()
-    pieces |= {name: x / state.config.accumulate for name, x in metrics.items()}
+    pieces |= {name: x / state.n_micro_batches for name, x in metrics.items()}
     return {name: piece.detach() for name, piece in pieces.items()}
 
 
 def update(state: TrainState, loss: Tensor) -> Tensor:
     """Clip and step, unless a gradient is not finite; returns the gradient norm before clipping."""
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    distributed.add_gradients(parameters)
     if state.scaler:
         state.scaler.unscale_(state.optimizer)
-    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = distributed.whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     if state.config.clip:
         torch.nn.utils.clip_grads_with_norm_(parameters, state.config.clip, norm)
     if state.scaler:
@@ -195,6 +211,14 @@ def _seed(state: TrainState, part: int) -> None:
     torch.manual_seed(seed_of(state.seed, "dropout", state.step, part))
 
 
+def _over_ranks(means: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The sums over ranks, in one exchange."""
+    if distributed.size() == 1:
+        return means
+    sums = distributed.total(torch.stack([x.float() for x in means.values()]))
+    return dict(zip(means, sums.unbind(), strict=True))
+
+
 def _guard(state: TrainState, loss: Tensor) -> Tensor:
     """1, or NaN, which spoils every gradient so that no step is taken: for a loss that is not finite, and after it."""
     fine = torch.isfinite(loss.detach())
@@ -205,6 +229,7 @@ def _guard(state: TrainState, loss: Tensor) -> Tensor:
 
 def _micro_batches(state: TrainState, batch: Batch) -> Iterator[Batch]:
     cuda = state.device.type == "cuda"
-    for pair in zip(*(x.split(state.config.batch_size) for x in batch), strict=True):
+    mine = state.n_micro_batches // distributed.size()
+    for pair in zip(*(x.tensor_split(mine) for x in batch), strict=True):
         tokens, targets = ((x.pin_memory() if cuda else x).to(state.device, non_blocking=cuda) for x in pair)
         yield tokens, targets

@@ -11,6 +11,20 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
+def deaf() -> Iterator[None]:
+    """Within, SIGTERM is not heard: what is done there takes a moment and is worth finishing."""
+    try:
+        before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def stop_requests(note: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
     """Within, the signals only set what the yielded function tells. Outside the main thread they are left alone."""
     received: list[int] = []

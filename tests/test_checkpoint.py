@@ -178,10 +178,10 @@ def test_every_single_byte_of_a_small_checkpoint_is_guarded(tmp_path: Path) -> N
 
 
 def test_a_later_format_is_refused_by_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    monkeypatch.setattr(checkpoint, "FORMAT", 3)
     save_steps(tmp_path, 1)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="written in format 2, this gptlab reads format 1"):
+    with pytest.raises(CheckpointError, match="written in format 3, this gptlab reads formats 1 and 2"):
         load(tmp_path, note=silent)
 
 

@@ -232,7 +232,7 @@ REFUSED = {
     "hydra.launcher.jbs=2": "There is no setting 'hydra.launcher.jbs'. Did you mean 'hydra.launcher.jobs'?",
     "hydra.launcher.jobs=x": "hydra.launcher.jobs must be a whole number or null, but 'x' is not.",
     "hydra.launcher.jobs=0": "hydra.launcher.jobs must be at least 1, but is 0.",
-    "hydra.launcher.ranks=2": "One run trains on one rank so far, but hydra.launcher.ranks is 2.",
+    "hydra.launcher.ranks=0": "hydra.launcher.ranks must be at least 1, but is 0.",
 }
 
 

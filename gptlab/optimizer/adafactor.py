@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from gptlab import distributed
 from gptlab.optimizer.rule import Group, Memory, Rule, WeightDecay, must_be
 from gptlab.registry import register
 
@@ -36,16 +37,18 @@ class Adafactor(Rule):
 
     def memory(self, p: Tensor, group: Group) -> Memory:
         """The number of steps, and the means of squares."""
-        return {"steps": p.new_zeros(()), **_means(torch.zeros_like(p))}
+        blank, steps = (torch.zeros(size, dtype=p.dtype, device=p.device) for size in (p.shape, ()))
+        return {"steps": steps, **_means(blank)}
 
     def direction(self, p: Tensor, gradient: Tensor, memory: Memory, group: Group) -> tuple[Tensor, Memory]:
         """rms(p) u / max(1, rms(u) / clip), where u = g / sqrt(mean square)."""
+        part, p, gradient = p, distributed.whole(p), distributed.whole(gradient)  # sums are over all of a matrix
         steps = memory["steps"] + 1
         squares = _means(gradient.square() + group["eps"])
         means = {key: memory[key].lerp(square, steps ** -group["power"]) for key, square in squares.items()}
         update = gradient * _inverse_root(means)
         update = update / (_rms(update) / group["clip"]).clamp(min=1)
-        return _rms(p).clamp(min=group["least"]) * update, {"steps": steps, **means}
+        return distributed.like(_rms(p).clamp(min=group["least"]) * update, part), {"steps": steps, **means}
 
 
 def _means(squares: Tensor) -> Memory:

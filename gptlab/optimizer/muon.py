@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gptlab import distributed
 from gptlab.errors import ConfigError
 from gptlab.optimizer.adamw import AdamW
 from gptlab.optimizer.rule import Group, Memory, Rule, WeightDecay, must_be
@@ -68,7 +69,8 @@ class Muon(AdamW):
         ahead = gradient.lerp(mean, group["momentum"]) if group["nesterov"] else mean
         rows, columns = p.shape[-2:]
         scale = 0.2 * math.sqrt(max(rows, columns)) if group["match_rms"] else math.sqrt(max(1.0, rows / columns))
-        return scale * orthogonal(ahead, group["ns_steps"]), {"momentum_buffer": mean}
+        turned = orthogonal(distributed.whole(ahead), group["ns_steps"])  # no rank can do so with its part alone
+        return scale * distributed.like(turned, p), {"momentum_buffer": mean}
 
 
 def orthogonal(matrices: Float[Tensor, "*stack R C"], steps: int) -> Float[Tensor, "*stack R C"]:
