@@ -70,9 +70,15 @@ class GPT(nn.Module):
         self.logit_scale = scaled(config.logit_scale)
         self.logit_softcap = nn.Identity() if config.logit_softcap is None else Softcap(config.logit_softcap)
 
-    def forward(self, tokens: Int[Tensor, "B T"], cache: Cache | None = None) -> Float[Tensor, "B T V"]:
-        """Logits of the token that follows each of `tokens`, given those before it and those that `cache` holds."""
-        return self.logits(self.hidden(tokens, cache)[0])
+    def forward(
+        self, tokens: Int[Tensor, "B T"], cache: Cache | None = None, *, last: bool = False
+    ) -> Float[Tensor, "B _ V"]:
+        """Logits of the token that follows each of `tokens`, given those before it and those that `cache` holds.
+
+        With `last`, of the token that follows the last one alone.
+        """
+        hidden, _ = self.hidden(tokens, cache)
+        return self.logits(hidden[:, -1:] if last else hidden)
 
     def loss(
         self, tokens: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]

@@ -169,7 +169,7 @@ def generate(
     model.eval()
     try:
         tokens, cache = _begin(model, rows, n_tokens, device)
-        logits = model.logits(model.hidden(tokens, cache)[0][:, -1:])[:, 0]  # of the last token alone
+        logits = model(tokens, cache, last=True)[:, 0]
         step = Step(model, cache) if compiled is None else choose_step(model, cache, compiled)
         for i in range(n_tokens):
             p = draw.probabilities(logits).cpu()
