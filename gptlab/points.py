@@ -156,7 +156,10 @@ def carry_out(file: Path, watch: run.Watch | None = None) -> str:
 
 
 def _device(order: Order) -> torch.device:
-    return distributed.own(choose_device(str(order.config["trainer"].get("device", "auto"))))
+    try:
+        return distributed.own(choose_device(str(order.config["trainer"].get("device", "auto"))))
+    except GptlabError:  # the run is refused in its own log
+        return torch.device("cpu")
 
 
 def _follow(order: Order) -> str:

@@ -14,7 +14,7 @@ import tiny
 import torch
 
 from gptlab import GPT, ModelConfig, bench
-from gptlab.benchmarking import ceiling, clock, decoding, graphs, request, stepping, variants
+from gptlab.benchmarking import ceiling, clock, graphs, request, stepping, variants
 from gptlab.benchmarking.memory import Growth
 from gptlab.errors import ConfigError
 
@@ -216,12 +216,6 @@ def test_decoding_is_timed_alone_and_side_by_side() -> None:
     for row in found["batches"]:
         assert row["tokens_per_second"] == pytest.approx(row["batch"] / row["per_token"]["median"])
     assert found["reading"]["bytes"] == 4 * found["parameters"]
-
-
-def test_all_tokens_that_were_asked_for_are_written() -> None:
-    model = GPT(ModelConfig(vocab_size=11, n_layer=1, n_head=2, n_embd=16, block_size=8))
-    drawn = list(decoding.written(model, [1, 2, 3], 5, 2))
-    assert [len(tokens) for tokens in drawn] == [2] * 5
 
 
 @pytest.mark.parametrize("argv, said", [

@@ -9,8 +9,8 @@ import torch.nn as nn
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gptlab import distributed
 from gptlab.components.context import Context
+from gptlab.distributed import total
 from gptlab.errors import ConfigError
 
 
@@ -83,7 +83,7 @@ class BiasBalance(Balance):
     @torch.no_grad()
     def after_step(self, taken: Bool[Tensor, ""]) -> None:
         """Raise the bias of experts that got less than the mean since the last step, if it was taken; lower others."""
-        load = distributed.total(self.counts).to(self.bias.dtype)
+        load = total(self.counts).to(self.bias.dtype)
         self.bias += self.rate * taken * torch.sign(load.mean() - load)
         self.counts.zero_()
 
