@@ -33,15 +33,19 @@ class Actions:
 
 @contextmanager
 def _garbage_kept() -> Iterator[None]:
-    """No pause in the middle of a step to look for cycles: what is there stays, and the loop asks for the rest."""
-    gc.collect()
-    gc.freeze()
+    """No pause in the middle of a step to look for cycles: the loop asks for that between steps."""
+    _collect()
     gc.disable()
     try:
         yield
     finally:
         gc.enable()
         gc.unfreeze()
+
+
+def _collect() -> None:
+    gc.collect()
+    gc.freeze()  # what is there is not looked at again: a compiler leaves a million objects
 
 
 @_garbage_kept()
@@ -59,7 +63,7 @@ def train(state: TrainState, batch_of: Callable[[int], Batch], actions: Actions,
                 row |= actions.evaluate()
                 _compare(state, row["val/loss"], actions)
         if row:
-            gc.collect()  # here, and in no step
+            _collect()
             actions.log(
                 {"step": state.step, "tokens": state.step * state.tokens_per_step, "seconds": clock.read(), **row}
             )
