@@ -67,6 +67,7 @@ def test_inductors_code_has_the_plain_gradients(name: str) -> None:
 def _stepped(optimizer: str, whole: bool, n_steps: int = 3) -> TrainState:
     mlp = {"name": "moe", "balance": "bias"}  # acts after each step
     state = tiny.state(optimizer={"name": optimizer}, steps=8, model={"mlp": mlp})
+    state.schedule = lambda step: 1 / (step + 1)  # a rate that the graph must not take for a constant
     if whole:
         compile_step(state, pytest.fail)
     for step in range(n_steps):
