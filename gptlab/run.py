@@ -23,7 +23,7 @@ from gptlab.dashboards import WandbLog, open_wandb
 from gptlab.display import Display, SilentDisplay, make_display
 from gptlab.errors import GptlabError, LostRank, Pruned, TrainingError
 from gptlab.files import write_atomically
-from gptlab.hardware import autocast, choose_device, choose_precision, describe, peak_flops, versions
+from gptlab.hardware import autocast, choose_device, choose_precision, describe, has_compiler, peak_flops, versions
 from gptlab.material import Material
 from gptlab.model import GPT
 from gptlab.optimizer import parameter_groups
@@ -146,6 +146,10 @@ def check(config: RunConfig) -> None:
     choose_precision(config.trainer.precision, device)
     possible = device.type == "cuda" or not config.trainer.cuda_graphs
     require(possible, f"trainer.cuda_graphs needs a CUDA device, but this is {device}: leave it out.")
+    compiles = not config.trainer.cuda_graphs or has_compiler(device)
+    require(
+        compiles, "trainer.cuda_graphs replays a compiled step, but no Triton was found: leave it out."
+    )
     known = dataclasses.replace(config.model, vocab_size=config.model.vocab_size or 1)
     if known.document_mask and known.separator is None:
         known.separator = 0  # the tokenizer's, which is not known yet
