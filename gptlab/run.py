@@ -147,9 +147,7 @@ def check(config: RunConfig) -> None:
     possible = device.type == "cuda" or not config.trainer.cuda_graphs
     require(possible, f"trainer.cuda_graphs needs a CUDA device, but this is {device}: leave it out.")
     compiles = not config.trainer.cuda_graphs or has_compiler(device)
-    require(
-        compiles, "trainer.cuda_graphs replays a compiled step, but no Triton was found: leave it out."
-    )
+    require(compiles, "trainer.cuda_graphs replays a compiled step, but no Triton was found: leave it out.")
     known = dataclasses.replace(config.model, vocab_size=config.model.vocab_size or 1)
     if known.document_mask and known.separator is None:
         known.separator = 0  # the tokenizer's, which is not known yet
