@@ -35,7 +35,7 @@ def _kernels(model: GPT, device: torch.device, precision: str) -> Iterator[str]:
     for mixer in (module for module in model.modules() if isinstance(module, Planned)):
         kernel = mixer.kernel
         if kernel.name == "auto":
-            kernel, why = fastest(mixer.plan, device, dtype, model.config.block_size)
+            kernel, why = fastest(mixer.plan, device, dtype, model.config.block_size, mixer.size)
             yield f"kernel  auto is {kernel.name}: {why}"
-        if instead := substitute(kernel, device):
+        if instead := substitute(kernel, device, mixer.size):
             yield instead

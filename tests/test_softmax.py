@@ -340,9 +340,9 @@ def test_an_attention_that_cannot_be_is_refused_in_one_line(spec: Any, position:
 def test_auto_takes_the_first_kernel_by_speed_that_can() -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     plain, capped, windowed = Plan(scale=1.0), Plan(scale=1.0, softcap=2.0), Plan(scale=1.0, window=4)
-    assert fastest(plain, cpu, torch.float32, 128)[0] is SDPA
-    assert fastest(plain, cpu, torch.bfloat16, 128)[0] is MATH
-    assert fastest(plain, cpu, torch.bfloat16, 4096)[0] is SDPA
-    assert fastest(capped, cpu, torch.float32, 128) == (MATH, "sdpa cannot do softcap")
-    assert fastest(windowed, cuda, torch.bfloat16, 4096)[0] is FLEX
+    assert fastest(plain, cpu, torch.float32, 128, 64)[0] is SDPA
+    assert fastest(plain, cpu, torch.bfloat16, 128, 64)[0] is MATH
+    assert fastest(plain, cpu, torch.bfloat16, 4096, 64)[0] is SDPA
+    assert fastest(capped, cpu, torch.float32, 128, 64) == (MATH, "sdpa cannot do softcap")
+    assert fastest(windowed, cuda, torch.bfloat16, 4096, 64)[0] is FLEX
     assert choose("auto", capped).name == "auto"

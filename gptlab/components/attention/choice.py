@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from gptlab.components.attention.kernels import FLEX, KERNELS, MATH, SDPA, Kernel
+from gptlab.components.attention.kernels import FLEX, FLEX_SIZE, KERNELS, MATH, SDPA, Kernel
 from gptlab.components.attention.plan import Plan
 from gptlab.errors import ConfigError
 from gptlab.registry import label
@@ -38,9 +38,9 @@ def choose(name: str, plan: Plan, by_option: bool = False) -> Kernel:
     return kernel
 
 
-def fastest(plan: Plan, device: torch.device, dtype: torch.dtype, n_seen: int) -> tuple[Kernel, str]:
-    """The kernel that `auto` takes, and why."""
-    able = [kernel for kernel in _by_speed(plan, device.type, dtype, n_seen) if plan.needs() <= kernel.can]
+def fastest(plan: Plan, device: torch.device, dtype: torch.dtype, n_seen: int, size: int) -> tuple[Kernel, str]:
+    """The kernel that `auto` takes for so many tokens seen and entries of a head, and why."""
+    able = [kernel for kernel in _by_speed(plan, device.type, dtype, n_seen, size) if plan.needs() <= kernel.can]
     if device.type == "cuda" and able[0] is FLEX:
         return FLEX, "it skips what the mask hides"
     if able[0] is SDPA:
@@ -51,22 +51,25 @@ def fastest(plan: Plan, device: torch.device, dtype: torch.dtype, n_seen: int) -
 
 def run_fastest(q: Tensor, k: Tensor, v: Tensor, plan: Plan, *rest: object) -> Tensor:
     """The plan on the kernel that is fastest for these inputs."""
-    return fastest(plan, q.device, v.dtype, k.shape[2])[0].run(q, k, v, plan, *rest)
+    size = min(q.shape[-1], v.shape[-1])
+    return fastest(plan, q.device, v.dtype, k.shape[2], size)[0].run(q, k, v, plan, *rest)
 
 
 AUTO = Kernel("auto", MATH.can, run_fastest)  # the definition can do everything
 
 
-def substitute(kernel: Kernel, device: torch.device) -> str | None:
+def substitute(kernel: Kernel, device: torch.device, size: int) -> str | None:
     """One line where another kernel trains in place of this one on a device; None where it trains itself."""
     if kernel is FLEX and device.type != "cuda":
         return f"torch has no backward pass of FlexAttention on {device.type}: attention trains by its math kernel."
+    if kernel is FLEX and size < FLEX_SIZE:
+        return f"FlexAttention takes heads of {FLEX_SIZE} entries or more, not {size}: attention is by its math kernel."
     return None
 
 
-def _by_speed(plan: Plan, device_type: str, dtype: torch.dtype, n_seen: int) -> tuple[Kernel, ...]:
+def _by_speed(plan: Plan, device_type: str, dtype: torch.dtype, n_seen: int, size: int) -> tuple[Kernel, ...]:
     """All kernels, the fastest first, whether they can or not."""
-    if device_type == "cuda" and (plan.masks or plan.terms):
+    if device_type == "cuda" and (plan.masks or plan.terms) and size >= FLEX_SIZE:
         return FLEX, SDPA, MATH
     if device_type == "cpu" and dtype is torch.bfloat16 and n_seen < LONG:
         return MATH, SDPA, FLEX

@@ -27,6 +27,8 @@ V = Float[Tensor, "B G S E"]
 Y = Float[Tensor, "B H T E"]
 Sinks = Float[Tensor, "H"] | None
 
+FLEX_SIZE = 16  # entries of a head, at least, that torch's FlexAttention takes on CUDA
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -81,7 +83,7 @@ def attend_flex(
 
     torch has it for CUDA, and without a backward pass for CPU; elsewhere the same plan is computed by its definition.
     """
-    if not _flex_can_run(q):
+    if not _flex_can_run(q, v):
         return attend_math(q, k, v, plan, queries, keys, dropout, sinks)
     q_at, k_at = (places.positions.expand(q.shape[0], -1) for places in (queries, keys))
     q_doc, k_doc, live = queries.documents, keys.documents, keys.live
@@ -135,8 +137,10 @@ def _dense_mask(q: Tensor, plan: Plan, queries: Places, keys: Places) -> Tensor:
     return torch.where(visible, plan.bias(*_grid(q, queries, keys)), float("-inf")).to(q.dtype)
 
 
-def _flex_can_run(q: Tensor) -> bool:
-    return q.device.type == "cuda" or (q.device.type == "cpu" and not q.requires_grad)
+def _flex_can_run(q: Tensor, v: Tensor) -> bool:
+    if q.device.type == "cuda":
+        return min(q.shape[-1], v.shape[-1]) >= FLEX_SIZE
+    return q.device.type == "cpu" and not q.requires_grad
 
 
 @functools.cache

@@ -59,7 +59,7 @@ class Planned(Attention):
             sinks=sinks,
         )
         self.kernel = choose(self.kernel_name, self.plan, "kernel" in self.neutral)
-        self.n_head, self.position = shape.n_head, position
+        self.n_head, self.size, self.position = shape.n_head, size, position
         self.sinks = nn.Parameter(torch.zeros(shape.n_head)) if sinks else None
         self.reach = min((limit for limit in (window, chunk) if limit is not None), default=None)
         self.relative = chunk is None  # chunks begin at absolute positions

@@ -134,6 +134,6 @@ def _fits_kernel(dtype: torch.dtype, *sizes: int) -> bool:
 def _product_dtype(x: Tensor) -> torch.dtype:
     """What autocast, which does not know our operators, would cast the operands of a product to."""
     device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype is not torch.float64:
+    if device != "meta" and torch.is_autocast_enabled(device) and x.dtype is not torch.float64:
         return torch.get_autocast_dtype(device)
     return x.dtype
