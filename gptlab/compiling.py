@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from gptlab.config import TrainerConfig, require
 from gptlab.display import duration
-from gptlab.hardware import has_compiler
+from gptlab.hardware import choose_device, choose_precision, has_compiler
 
 Loss = Callable[..., Any]
 Note = Callable[[str], None]
@@ -18,6 +19,20 @@ Note = Callable[[str], None]
 TAKES = 60  # seconds to compile a step, about, on two cores
 SAVES = 0.3  # of the time that steps take
 RATE = 2e11  # FLOP/s of small models, about, on two cores
+
+
+def check_device(plan: TrainerConfig) -> None:
+    """ConfigError where this machine cannot do what a training asks of it."""
+    device = choose_device(plan.device)
+    precision = choose_precision(plan.precision, device)
+    require(
+        plan.residual_in_fp32 or precision != "fp32",
+        "trainer.residual_in_fp32=false is about bf16 and fp16, but the precision here is fp32: leave it out.",
+    )
+    possible = device.type == "cuda" or not plan.cuda_graphs
+    require(possible, f"trainer.cuda_graphs needs a CUDA device, but this is {device}: leave it out.")
+    compiles = not plan.cuda_graphs or has_compiler(device)
+    require(compiles, "trainer.cuda_graphs replays a compiled step, but no Triton was found: leave it out.")
 
 
 def wants_compiling(wanted: str, device: torch.device, flops: float, note: Note) -> bool:

@@ -93,6 +93,7 @@ class TrainerConfig:
     sample_temperature: float = 0.8
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     precision: str = "auto"  # auto, fp32, bf16, fp16
+    residual_in_fp32: bool = True  # false: in bf16 and fp16 the residual stream is too, which is faster on a GPU
     compile: str = "auto"  # auto, true, false
     cuda_graphs: bool = False  # replay a compiled step's kernels: for models so small that launching them takes longest
     activation_checkpointing: str = "none"  # none; compute again in the backward pass: block, or selective, no products

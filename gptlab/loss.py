@@ -21,11 +21,18 @@ def cross_entropy(logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"]) -> T
     return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="sum")
 
 
-def padded(head: nn.Linear, x: Float[Tensor, "*N C"]) -> Float[Tensor, "*N V"]:
-    """`head(x)` by a product as wide as the next multiple of 64, at which tensor cores are fast."""
+def padded(head: nn.Linear, x: Float[Tensor, "*N C"]) -> Float[Tensor, "*N W"]:
+    """`head(x)`, then zeros up to the next multiple of 64, at which the product on tensor cores is fast."""
     missing = -head.out_features % 64
     bias = None if head.bias is None else F.pad(head.bias, (0, missing))
-    return F.linear(x, F.pad(head.weight, (0, 0, 0, missing)), bias)[..., : head.out_features]
+    return F.linear(x, F.pad(head.weight, (0, 0, 0, missing)), bias)
+
+
+def of_tokens(scores: Float[Tensor, "*N W"], n_tokens: int) -> Float[Tensor, "*N _"]:
+    """Without the columns that no token has; for a compiler, which reads odd rows slowly, they stay, and are -inf."""
+    if scores.shape[-1] == n_tokens or not torch.compiler.is_compiling():
+        return scores[..., :n_tokens]
+    return scores.masked_fill(torch.arange(scores.shape[-1], device=scores.device) >= n_tokens, float("-inf"))
 
 
 def in_chunks(

@@ -23,7 +23,7 @@ from gptlab.components.scale import Softcap, scaled
 from gptlab.components.shape import Shape
 from gptlab.config import ModelConfig, as_spec
 from gptlab.errors import ConfigError
-from gptlab.loss import LARGEST, cross_entropy, in_chunks, padded
+from gptlab.loss import LARGEST, cross_entropy, in_chunks, of_tokens, padded
 from gptlab.seeds import seed_of, seeded
 
 
@@ -36,6 +36,7 @@ class GPT(nn.Module):
             raise ConfigError(f"model.vocab_size must be at least 1, but is {config.vocab_size}: a tokenizer sets it.")
         self.config = config
         self.recompute = "none"  # or what of a block is computed again in the backward pass: selective, block
+        self.residual_in_fp32 = True  # or, under autocast, the residual stream in its type
         build = functools.partial(_build, seed)
         with seeded(seed, "construction"):
             self._add_embedding(build, config)
@@ -91,7 +92,7 @@ class GPT(nn.Module):
         if len(rows) > n_rows and not plain:
             ends = (*self.head_proj.parameters(), *self.head.parameters())
             return in_chunks(rows, wanted, self.logits, ends, n_rows), context.losses, context.metrics
-        logits = self.logits(rows)
+        logits = of_tokens(self._scores(rows), self.head.out_features)
         total = cross_entropy(logits, wanted)
         if self.config.z_loss:
             kept = (wanted >= 0).float()
@@ -108,6 +109,8 @@ class GPT(nn.Module):
         """`hidden` of tokens whose place is known, by layers that have a memory each, or None."""
         x = self.embedding_scale(self.embedding_proj(self.token_embedding(tokens)))
         x = self.dropout(self.embedding_norm(self.position.embed(x, context.positions)))
+        if not self.residual_in_fp32 and torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         recompute = self.recompute if torch.is_grad_enabled() else "none"
         for block, memory in zip(self.blocks, memories, strict=True):
             if recompute == "none":
@@ -118,6 +121,10 @@ class GPT(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "*rows C"]) -> Float[Tensor, "*rows V"]:
         """The head: scaled, then bounded."""
+        return self._scores(hidden)[..., : self.head.out_features]
+
+    def _scores(self, hidden: Float[Tensor, "*rows C"]) -> Float[Tensor, "*rows W"]:
+        """The logits; on CUDA, where odd products are slow, columns of no token may follow."""
         x = self.head_proj(hidden)
         scores = padded(self.head, x) if x.is_cuda and self.head.out_features % 64 else self.head(x)
         return self.logit_softcap(self.logit_scale(scores))

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 
 from gptlab import checkpoint, distributed, lora, material, parallel, pretrained, registry, report, rundir, rundirs
-from gptlab.compiling import forecast, wants_compiling
+from gptlab.compiling import check_device, forecast, wants_compiling
 from gptlab.config import RunConfig, require, to_dict
 from gptlab.cost import flops_per_token
 from gptlab.dashboards import WandbLog, open_wandb
 from gptlab.display import Display, SilentDisplay, make_display
 from gptlab.errors import GptlabError, LostRank, Pruned, TrainingError
 from gptlab.files import write_atomically
-from gptlab.hardware import autocast, choose_device, choose_precision, describe, has_compiler, peak_flops, versions
+from gptlab.hardware import autocast, choose_device, choose_precision, describe, peak_flops, versions
 from gptlab.material import Material
 from gptlab.model import GPT
 from gptlab.optimizer import parameter_groups
@@ -142,12 +142,7 @@ def _take_back(run_dir: Path, config: RunConfig, step: int) -> None:
 def check(config: RunConfig) -> None:
     """Build everything without storage and text: what cannot be is refused before a file is read or written."""
     parallel.check(config.trainer, distributed.size())
-    device = choose_device(config.trainer.device)
-    choose_precision(config.trainer.precision, device)
-    possible = device.type == "cuda" or not config.trainer.cuda_graphs
-    require(possible, f"trainer.cuda_graphs needs a CUDA device, but this is {device}: leave it out.")
-    compiles = not config.trainer.cuda_graphs or has_compiler(device)
-    require(compiles, "trainer.cuda_graphs replays a compiled step, but no Triton was found: leave it out.")
+    check_device(config.trainer)
     known = dataclasses.replace(config.model, vocab_size=config.model.vocab_size or 1)
     if known.document_mask and known.separator is None:
         known.separator = 0  # the tokenizer's, which is not known yet
@@ -172,7 +167,7 @@ def make_state(config: RunConfig, source: Material, display: Display, *, fresh: 
         if config.lora.rank:
             lora.adapt(model, config.lora, config.seed)
         model = model.to(device)
-        model.recompute = plan.activation_checkpointing
+        model.recompute, model.residual_in_fp32 = plan.activation_checkpointing, plan.residual_in_fp32
         parallel.spread(model, plan, device)
     except GptlabError:
         raise

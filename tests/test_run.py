@@ -444,6 +444,7 @@ def test_a_run_is_evaluated_on_the_half_that_is_asked_for(unbroken: Path, home: 
     [
         (["trainer.tokens_per_step=100"], "trainer.tokens_per_step must be a multiple of a micro-batch of"),
         (["trainer.tokens_per_step=64", "trainer.accumulate=3"], "asks for"),
+        (["trainer.residual_in_fp32=false"], "trainer.residual_in_fp32=false is about bf16 and fp16"),
         (["trainer.cuda_graphs=true"], "trainer.cuda_graphs needs a CUDA device, but this is cpu"),
         (["trainer.cuda_graphs=true", "trainer.compile=false"], "replays a compiled step"),
         (["trainer.activation_checkpointing=all"], "must be one of none, selective, block"),

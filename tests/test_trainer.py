@@ -302,6 +302,18 @@ def test_a_wish_to_stop_after_the_last_step_is_no_interruption() -> None:
     assert train(state, tiny.batch_of, notes.actions(), lambda pace: {}) == "done"
 
 
+@pytest.mark.parametrize("in_fp32", [True, False])
+def test_the_residual_stream_is_in_the_type_that_was_asked_for(in_fp32: bool) -> None:
+    state, seen = tiny.state(), set()
+    state.model.residual_in_fp32 = in_fp32
+    state.precision = "bf16"
+    for block in state.model.blocks:
+        block.register_forward_hook(lambda module, args, x: seen.add(x.dtype))
+    losses, _ = train_step(state, tiny.batch_of(0))
+    assert seen == {torch.float32 if in_fp32 else torch.bfloat16}
+    assert losses["loss"].isfinite()
+
+
 @pytest.mark.gpu
 def test_a_step_on_a_gpu_never_waits_for_it() -> None:
     state = tiny.state()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gptlab import distributed
-from gptlab.optimizer.rule import Group, Memory, Rule, WeightDecay, must_be
+from gptlab.optimizer.rule import Group, Memory, Rule, Step, WeightDecay, must_be
 from gptlab.registry import register
 
 
@@ -40,7 +40,7 @@ class Adafactor(Rule):
         blank, steps = (torch.zeros(size, dtype=p.dtype, device=p.device) for size in (p.shape, ()))
         return {"steps": steps, **_means(blank)}
 
-    def direction(self, p: Tensor, gradient: Tensor, memory: Memory, group: Group) -> tuple[Tensor, Memory]:
+    def direction(self, p: Tensor, gradient: Tensor, memory: Memory, group: Group) -> Step:
         """rms(p) u / max(1, rms(u) / clip), where u = g / sqrt(mean square)."""
         part, p, gradient = p, distributed.whole(p), distributed.whole(gradient)  # sums are over all of a matrix
         steps = memory["steps"] + 1

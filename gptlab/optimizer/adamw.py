@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from gptlab.optimizer.rule import Group, Memory, Rule, must_be
+from gptlab.optimizer.rule import Group, Memory, Rule, Step, must_be
 from gptlab.registry import register
 
 
@@ -48,7 +48,7 @@ class AdamW(Rule):
         )  # fmt: skip
         return None
 
-    def direction(self, p: Tensor, gradient: Tensor, memory: Memory, group: Group) -> tuple[Tensor, Memory]:
+    def direction(self, p: Tensor, gradient: Tensor, memory: Memory, group: Group) -> Step:
         """m / (sqrt(v) + eps), each mean divided by the weight that its gradients have by now."""
         beta1, beta2 = group["betas"]
         step = memory["step"] + 1

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from gptlab.optimizer.rule import Group, Memory, Rule, WeightDecay, must_be
+from gptlab.optimizer.rule import Group, Memory, Rule, Step, WeightDecay, must_be
 from gptlab.registry import register
 
 
@@ -32,7 +32,7 @@ class Lion(Rule):
         """A momentum."""
         return {"exp_avg": torch.zeros_like(p)}
 
-    def direction(self, p: Tensor, gradient: Tensor, memory: Memory, group: Group) -> tuple[Tensor, Memory]:
+    def direction(self, p: Tensor, gradient: Tensor, memory: Memory, group: Group) -> Step:
         """sign(beta1 m + (1 - beta1) g); then m <- beta2 m + (1 - beta2) g."""
         (beta1, beta2), mean = group["betas"], memory["exp_avg"]
         return gradient.lerp(mean, beta1).sign(), {"exp_avg": gradient.lerp(mean, beta2)}

@@ -6,6 +6,7 @@ kellerjordan.github.io/posts/muon; steps as large as AdamW's: Liu et al. 2025, a
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from gptlab import distributed
 from gptlab.errors import ConfigError
 from gptlab.optimizer.adamw import AdamW
-from gptlab.optimizer.rule import Group, Memory, Rule, WeightDecay, must_be
+from gptlab.optimizer.rule import Group, Memory, Rule, Step, WeightDecay, must_be
 from gptlab.registry import register
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's: steep at 0, so that five steps bring singular values near 1
@@ -61,16 +62,34 @@ class Muon(AdamW):
         by = Rule if group["role"] == "matrix" else AdamW
         by.advance(self, parameters, group)
 
-    def direction(self, p: Tensor, gradient: Tensor, memory: Memory, group: Group) -> tuple[Tensor, Memory]:
-        """orthogonal(m), or ahead of m by the gradient, times a scale that its shape decides; for the rest, AdamW's."""
+    def directions(self, parameters: list[Tensor], gradients: list[Tensor], group: Group) -> Iterable[Step]:
+        """orthogonal(m), or ahead of m by the gradient, times a scale that its shape decides; for the rest, AdamW's.
+
+        Matrices of one shape are made orthogonal together.
+        """
         if group["role"] != "matrix":
-            return super().direction(p, gradient, memory, group)
-        mean = memory["momentum_buffer"].lerp(gradient, 1 - group["momentum"])
-        ahead = gradient.lerp(mean, group["momentum"]) if group["nesterov"] else mean
-        rows, columns = p.shape[-2:]
-        scale = 0.2 * math.sqrt(max(rows, columns)) if group["match_rms"] else math.sqrt(max(1.0, rows / columns))
-        turned = orthogonal(distributed.whole(ahead), group["ns_steps"])  # no rank can do so with its part alone
-        return scale * distributed.like(turned, p), {"momentum_buffer": mean}
+            yield from super().directions(parameters, gradients, group)
+            return
+        buffers = [self.state[p]["momentum_buffer"] for p in parameters]
+        means = [m.lerp(g, 1 - group["momentum"]) for m, g in zip(buffers, gradients, strict=True)]
+        ahead = [g.lerp(m, group["momentum"]) for g, m in zip(gradients, means, strict=True)]
+        whole = [distributed.whole(x) for x in (ahead if group["nesterov"] else means)]  # no rank turns a part alone
+        for p, mean, turned in zip(parameters, means, _all_orthogonal(whole, group["ns_steps"]), strict=True):
+            rows, columns = p.shape[-2:]
+            scale = 0.2 * math.sqrt(max(rows, columns)) if group["match_rms"] else math.sqrt(max(1.0, rows / columns))
+            yield scale * distributed.like(turned, p), {"momentum_buffer": mean}
+
+
+def _all_orthogonal(matrices: Sequence[Tensor], steps: int) -> list[Tensor]:
+    """Each orthogonal, in as many calls as there are shapes."""
+    of_shape: dict[torch.Size, list[int]] = {}
+    for i, matrix in enumerate(matrices):
+        of_shape.setdefault(matrix.shape, []).append(i)
+    turned = list(matrices)
+    for found in of_shape.values():
+        for i, one in zip(found, orthogonal(torch.stack([matrices[i] for i in found]), steps), strict=True):
+            turned[i] = one
+    return turned
 
 
 def orthogonal(matrices: Float[Tensor, "*stack R C"], steps: int) -> Float[Tensor, "*stack R C"]:

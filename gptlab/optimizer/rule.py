@@ -6,7 +6,7 @@ Decoupled weight decay: Loshchilov & Hutter 2017, arXiv:1711.05101.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 import torch
@@ -18,6 +18,7 @@ from gptlab.optimizer.groups import ROLES
 WeightDecay = Annotated[float, "share of a weight lost per step, over the learning rate; for the roles in decay"]
 Group = dict[str, Any]  # torch's: parameters and what holds for them
 Memory = dict[str, Tensor]  # what is remembered of one parameter
+Step = tuple[Tensor, Memory]  # what to go against, and what is remembered after it
 
 RANGES: dict[str, Callable[[float], bool]] = {
     "above 0 and finite": lambda x: 0 < x < math.inf,
@@ -86,19 +87,24 @@ class Rule(torch.optim.Optimizer):
     def advance(self, parameters: list[Tensor], group: Group) -> None:
         """Step parameters that have a gradient and a memory."""
         grad_scale = getattr(self, "grad_scale", None)  # GradScaler's
-        for p in parameters:
-            assert p.grad is not None
-            gradient = p.grad if grad_scale is None else p.grad / grad_scale
-            direction, memory = self.direction(p, gradient, self.state[p], group)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if grad_scale is not None:
+            gradients = [gradient / grad_scale for gradient in gradients]
+        for p, (direction, memory) in zip(parameters, self.directions(parameters, gradients, group), strict=True):
             after = (1 - group["lr"] * group["weight_decay"]) * p - group["lr"] * direction
             for old, new in ((p, after), *((self.state[p][key], value) for key, value in memory.items())):
                 old.copy_(new if self.found_inf is None else torch.where(self.found_inf > 0, old, new))
+
+    def directions(self, parameters: list[Tensor], gradients: list[Tensor], group: Group) -> Iterable[Step]:
+        """The `direction` of each, and its memory after it."""
+        for p, gradient in zip(parameters, gradients, strict=True):
+            yield self.direction(p, gradient, self.state[p], group)
 
     def memory(self, p: Tensor, group: Group) -> Memory:
         """What is remembered of a parameter before its first step."""
         raise NotImplementedError
 
-    def direction(self, p: Tensor, gradient: Tensor, memory: Memory, group: Group) -> tuple[Tensor, Memory]:
+    def direction(self, p: Tensor, gradient: Tensor, memory: Memory, group: Group) -> Step:
         """What to go against, at a learning rate of 1, and the memory after it. Changes nothing in place."""
         raise NotImplementedError
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gptlab.errors import ConfigError
-from gptlab.optimizer.rule import Group, Memory, Rule, WeightDecay, must_be
+from gptlab.optimizer.rule import Group, Memory, Rule, Step, WeightDecay, must_be
 from gptlab.registry import register
 
 
@@ -37,7 +37,7 @@ class SGD(Rule):
         """A velocity."""
         return {"momentum_buffer": torch.zeros_like(p)}
 
-    def direction(self, p: Tensor, gradient: Tensor, memory: Memory, group: Group) -> tuple[Tensor, Memory]:
+    def direction(self, p: Tensor, gradient: Tensor, memory: Memory, group: Group) -> Step:
         """v <- momentum v + g; go by v, or ahead by g + momentum v."""
         velocity = gradient + group["momentum"] * memory["momentum_buffer"]
         ahead = gradient + group["momentum"] * velocity if group["nesterov"] else velocity
