@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import os
 import platform
 import re
 import shutil
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -25,6 +27,10 @@ PEAK_FLOPS = {
     r"NVIDIA L40S": 362e12,
     r"NVIDIA GeForce RTX 4090": 165e12,
 }
+
+
+# man 3 mallopt; the larger blocks of a threshold are given back to the system when they are freed
+TRIM_THRESHOLD, MMAP_THRESHOLD, LARGEST_THRESHOLD = -1, -3, 2**25
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -64,6 +70,19 @@ def has_compiler(device: torch.device) -> bool:
 
         return bool(has_triton())
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++", "cl"))
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what one step frees for the next: what goes back to the system comes again page by page.
+
+    Nothing where there is another C library, or where the environment tells glibc what to do.
+    """
+    if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(MMAP_THRESHOLD, LARGEST_THRESHOLD)
+        mallopt(TRIM_THRESHOLD, 2**31 - 1)
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -13,32 +12,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from gptlab import checkpoint, distributed, lora, material, parallel, pretrained, registry, report, rundir, rundirs
-from gptlab.compiling import check_device, forecast, wants_compiling
+from gptlab import checkpoint, distributed, material, parallel, pretrained, report, rundir, rundirs
+from gptlab.assembly import check, device_of, explained, make_state, work
+from gptlab.compiling import forecast
 from gptlab.config import RunConfig, require, to_dict
 from gptlab.cost import flops_per_token
 from gptlab.dashboards import WandbLog, open_wandb
 from gptlab.display import Display, SilentDisplay, make_display
-from gptlab.errors import GptlabError, LostRank, Pruned, TrainingError
+from gptlab.errors import LostRank, Pruned
 from gptlab.files import write_atomically
-from gptlab.hardware import autocast, choose_device, choose_precision, describe, peak_flops, versions
+from gptlab.hardware import (
+    autocast,
+    choose_device,
+    choose_precision,
+    describe,
+    peak_flops,
+    versions,
+)
 from gptlab.material import Material
 from gptlab.model import GPT
-from gptlab.optimizer import parameter_groups
 from gptlab.remarks import remarks
 from gptlab.runlog import RunLog, SilentLog, rewind, write_summary
 from gptlab.saving import Saver, contents, initial, restore
-from gptlab.step import Batch, TrainState, compile_step
+from gptlab.step import Batch, TrainState
 from gptlab.stopping import deaf, stop_requests
 from gptlab.tokenizer import load as load_tokenizer
 from gptlab.trainer import Actions, Status, train
 
-OUT_OF_MEMORY = (
-    "Out of memory: lower trainer.batch_size (and raise trainer.accumulate by as much to keep the batch), "
-    "model.block_size, model.n_embd or model.n_layer."
-)
 Watch = Callable[[Mapping[str, Any]], None]  # is shown each row that holds val/loss, and may raise Pruned
 
 
@@ -50,7 +50,7 @@ def start(
     Ranks that torchrun has started again go on with the run that they had begun.
     """
     config = rundir.whole(config)
-    with distributed.joined(_device(config)):
+    with distributed.joined(device_of(config)):
         if distributed.restarted() and (begun := distributed.of_first(lambda: _begun_before(config))):
             return _go_on(Path(begun), {}, display)
         display = display or _own_display()
@@ -79,10 +79,6 @@ def _job() -> dict[str, Any]:
     return {"job": distributed.job()} if distributed.size() > 1 else {}
 
 
-def _device(config: RunConfig) -> torch.device:
-    return distributed.own(choose_device(config.trainer.device))
-
-
 def _own_display() -> Display:
     return make_display() if distributed.is_first() else SilentDisplay()
 
@@ -90,7 +86,7 @@ def _own_display() -> Display:
 def go_on(wanted: str, changes: Mapping[str, Any]) -> tuple[Status, Path]:
     """Continue a run from its newest good checkpoint, or from its beginning when it was stopped before the first."""
     run_dir = rundirs.find(wanted)
-    with distributed.joined(_device(rundir.changed(rundir.read_config(run_dir), run_dir, changes))):
+    with distributed.joined(device_of(rundir.changed(rundir.read_config(run_dir), run_dir, changes))):
         run_dir = Path(distributed.of_first(lambda: str(run_dir)))  # the latest may have been another's
         return _go_on(run_dir, changes)
 
@@ -139,57 +135,6 @@ def _take_back(run_dir: Path, config: RunConfig, step: int) -> None:
     rewind(run_dir, step)
 
 
-def check(config: RunConfig) -> None:
-    """Build everything without storage and text: what cannot be is refused before a file is read or written."""
-    parallel.check(config.trainer, distributed.size())
-    check_device(config.trainer)
-    known = dataclasses.replace(config.model, vocab_size=config.model.vocab_size or 1)
-    if known.document_mask and known.separator is None:
-        known.separator = 0  # the tokenizer's, which is not known yet
-    with torch.device("meta"), contextlib.suppress(RuntimeError):  # a part that needs storage is built with it, later
-        model = GPT(known)
-        if config.lora.rank:
-            lora.adapt(model, config.lora)
-    registry.build("optimizer", config.optimizer, [{"params": [torch.nn.Parameter(torch.zeros(1))]}])
-    registry.build("schedule", config.schedule, config.trainer.steps)
-
-
-def make_state(config: RunConfig, source: Material, display: Display, *, fresh: bool = True) -> TrainState:
-    """A model with its initial values (drawn ones, or where it is `fresh` those of `init`), and what trains it."""
-    plan = config.trainer
-    device = _device(config)
-    reduced = device.type == "cuda" and plan.precision != "fp32"  # what parts keep out of autocast: as TensorFloat-32
-    torch.set_float32_matmul_precision("high" if reduced else "highest")
-    try:
-        model = GPT(config.model, config.seed)
-        if config.init and fresh:
-            pretrained.fill(model, config.init, display.note)
-        if config.lora.rank:
-            lora.adapt(model, config.lora, config.seed)
-        model = model.to(device)
-        model.recompute, model.residual_in_fp32 = plan.activation_checkpointing, plan.residual_in_fp32
-        parallel.spread(model, plan, device)
-    except GptlabError:
-        raise
-    except (RuntimeError, MemoryError) as error:
-        raise _explained(error) from error
-    state = TrainState(
-        model=model,
-        optimizer=registry.build("optimizer", config.optimizer, parameter_groups(model)),
-        schedule=registry.build("schedule", config.schedule, plan.steps),
-        config=plan,
-        seed=config.seed,
-        device=device,
-        precision=choose_precision(plan.precision, device),
-        length=source.length,
-    )
-    compiles = wants_compiling(plan.compile, device, _work(state), display.note)
-    plan.compile = str(compiles).lower()  # a run goes on as it began
-    if compiles:
-        compile_step(state, display.note)
-    return state
-
-
 @dataclass
 class Run:
     """A run under way: what the trainer calls between its steps, and what is written when it ends."""
@@ -228,7 +173,7 @@ class Run:
         except BaseException as error:
             if isinstance(error, Exception):  # what it has begun to write is worth having
                 self.saver.finish()
-            told = _explained(error)
+            told = explained(error)
             with deaf():  # torchrun ends us when another rank has died, but not before the summary says so
                 text = str(told if isinstance(told, LostRank) else error)
                 self._close("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", text)
@@ -353,7 +298,7 @@ class Run:
 
     def _compiling(self) -> list[str]:
         compiles = self.config.trainer.compile == "true"
-        return [f"steps   {forecast(compiles, _work(self.state))}"] if self.state.device.type == "cpu" else []
+        return [f"steps   {forecast(compiles, work(self.state))}"] if self.state.device.type == "cpu" else []
 
     def _draw(self) -> str | None:
         try:
@@ -371,21 +316,5 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _work(state: TrainState) -> float:
-    """FLOPs of the training, about: attention is left out, the embedding in."""
-    return 6.0 * state.model.n_parameters() * state.tokens_per_step * state.config.steps
-
-
 def _learning(model: GPT) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def _explained(error: BaseException) -> BaseException:
-    """Out of memory, and what a disk refuses on the way, as a line about the training; anything else as it is."""
-    if distributed.is_broken(error):
-        return LostRank()
-    words = ("out of memory", "can't allocate memory", "alloc_failed")
-    exhausted = isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
-    if isinstance(error, GptlabError):
-        return TrainingError(str(error))
-    return TrainingError(OUT_OF_MEMORY) if exhausted and isinstance(error, Exception) else error

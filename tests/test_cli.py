@@ -17,7 +17,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
-from gptlab import ModelConfig, catalogue, cli, conf_dir, evaluate, registry, report, run, rundir, sample
+from gptlab import ModelConfig, assembly, catalogue, cli, conf_dir, evaluate, registry, report, rundir, sample
 from gptlab.config import from_dict
 from gptlab.errors import ConfigError
 from gptlab.model import GPT
@@ -427,7 +427,7 @@ COMPOSED = ("model/attention=flsh", "model.n_head=5", "trainer.setps=5", "foo=1"
 @pytest.mark.parametrize("word", COMPOSED)
 def test_compose_refuses_in_the_words_of_a_training(word: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        run.check(from_dict(cli.compose(tiny.overrides(word))))
+        assembly.check(from_dict(cli.compose(tiny.overrides(word))))
     assert REFUSED[word] in str(refused.value)
     assert "\n" not in str(refused.value)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
 
+from gptlab import hardware
 from gptlab.compiling import CompiledLoss, Whole, wants_compiling
 from gptlab.config import ModelConfig
 from gptlab.cost import flops_per_token
@@ -193,3 +196,23 @@ def test_the_trial_of_a_compiled_loss_leaves_no_trace() -> None:
     torch.manual_seed(3)
     assert torch.equal(compiled(tokens, tokens)[0], wanted)
     assert torch.equal(model.blocks[0].mlp.router.balance.counts, counts)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="about glibc")
+@pytest.mark.parametrize("told", [False, True])
+def test_glibc_is_told_to_keep_memory_unless_the_user_tells_it_something(
+    told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(
+        hardware.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=lambda key, value: asked.append(key))
+    )
+    if told:
+        monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    hardware.keep_freed_memory()
+    assert asked == ([] if told else [hardware.MMAP_THRESHOLD, hardware.TRIM_THRESHOLD])
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware.ctypes, "CDLL", lambda name: SimpleNamespace())
+    hardware.keep_freed_memory()

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from gptlab import material, pretrained, run
+from gptlab import assembly, material, pretrained
 from gptlab.config import RunConfig, from_dict
 from gptlab.cost import flops_per_token
 from gptlab.display import Display, PlainDisplay
@@ -21,7 +21,7 @@ Say = Callable[[str], None]
 def opened(tree: Tree, display: Display, words: tuple[str, ...] = ()) -> tuple[RunConfig, Material]:
     """The config, checked, with its precision and vocabulary known, and what it learns from."""
     config = from_dict(tree)
-    run.check(config)
+    assembly.check(config)
     plan = config.trainer
     plan.precision = choose_precision(plan.precision, choose_device(plan.device))
     return config, material.prepare(config, pretrained.tokenizer_of(config), display.note, words)
@@ -29,7 +29,7 @@ def opened(tree: Tree, display: Display, words: tuple[str, ...] = ()) -> tuple[R
 
 def made(config: RunConfig, source: Material, display: Display) -> TrainState:
     """The model and what trains it. ConfigError where there is no memory for it."""
-    return run.make_state(config, source, display)
+    return assembly.make_state(config, source, display)
 
 
 def flops(config: RunConfig, source: Material, say: Say) -> float | None:

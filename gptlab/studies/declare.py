@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gptlab import matching, points
+from gptlab.assembly import check
 from gptlab.comparison.records import differences
 from gptlab.config import from_dict, require
 from gptlab.display import Display
 from gptlab.errors import ConfigError, GptlabError, did_you_mean
 from gptlab.matching import Tree
-from gptlab.run import check
 from gptlab.studies import ladder, plan, trial
 from gptlab.studies.plan import Arm, Plan
 from gptlab.studies.settings import LEAN, Request, StudyConfig, merged, refuse_idle

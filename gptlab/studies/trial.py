@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from gptlab import matching, material, points, pretrained, run
+from gptlab import assembly, matching, material, points, pretrained
 from gptlab.config import RunConfig, from_dict, require, to_dict
 from gptlab.cost import flops_per_token
 from gptlab.display import Display, PlainDisplay
@@ -31,7 +31,7 @@ FORWARD = 1 / 3  # of a training step's work
 def checked(tree: Tree, overrides: Sequence[str], display: Display) -> Tree:
     """The config with what its text decides (vocabulary, separator), built once without storage. No seed, no place."""
     config = from_dict(copy.deepcopy(tree))
-    run.check(config)
+    assembly.check(config)
     material.prepare(config, pretrained.tokenizer_of(config), display.note, overrides)
     return {key: value for key, value in to_dict(config).items() if key not in ("seed", "run_dir")}
 
@@ -80,7 +80,7 @@ def _pace(name: str, tree: Tree) -> float:
     """The median of a few steps."""
     try:
         config, source = _opened(tree)
-        return statistics.median(_timed(run.make_state(config, source, _silent()), source))
+        return statistics.median(_timed(assembly.make_state(config, source, _silent()), source))
     except Exception as error:
         raise ConfigError(f"The arm {name} cannot take a step: {' '.join(str(error).split())}") from error
     finally:

@@ -1,0 +1,97 @@
+"""What trains a run, assembled from its config: the model where it trains and as it does, optimizer and schedule."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+
+import torch
+
+from gptlab import distributed, lora, parallel, pretrained, registry
+from gptlab.compiling import check_device, wants_compiling
+from gptlab.config import RunConfig
+from gptlab.display import Display
+from gptlab.errors import GptlabError, LostRank, TrainingError
+from gptlab.hardware import choose_device, choose_precision, keep_freed_memory
+from gptlab.material import Material
+from gptlab.model import GPT
+from gptlab.optimizer import parameter_groups
+from gptlab.step import TrainState, compile_step
+
+OUT_OF_MEMORY = (
+    "Out of memory: lower trainer.batch_size (and raise trainer.accumulate by as much to keep the batch), "
+    "model.block_size, model.n_embd or model.n_layer."
+)
+
+
+def device_of(config: RunConfig) -> torch.device:
+    """The device of this rank."""
+    return distributed.own(choose_device(config.trainer.device))
+
+
+def check(config: RunConfig) -> None:
+    """Build everything without storage and text: what cannot be is refused before a file is read or written."""
+    parallel.check(config.trainer, distributed.size())
+    check_device(config.trainer)
+    known = dataclasses.replace(config.model, vocab_size=config.model.vocab_size or 1)
+    if known.document_mask and known.separator is None:
+        known.separator = 0  # the tokenizer's, which is not known yet
+    with torch.device("meta"), contextlib.suppress(RuntimeError):  # a part that needs storage is built with it, later
+        model = GPT(known)
+        if config.lora.rank:
+            lora.adapt(model, config.lora)
+    registry.build("optimizer", config.optimizer, [{"params": [torch.nn.Parameter(torch.zeros(1))]}])
+    registry.build("schedule", config.schedule, config.trainer.steps)
+
+
+def make_state(config: RunConfig, source: Material, display: Display, *, fresh: bool = True) -> TrainState:
+    """A model with its initial values (drawn ones, or where it is `fresh` those of `init`), and what trains it."""
+    plan = config.trainer
+    device = device_of(config)
+    reduced = device.type == "cuda" and plan.precision != "fp32"  # what parts keep out of autocast: as TensorFloat-32
+    torch.set_float32_matmul_precision("high" if reduced else "highest")
+    keep_freed_memory()
+    try:
+        model = GPT(config.model, config.seed)
+        if config.init and fresh:
+            pretrained.fill(model, config.init, display.note)
+        if config.lora.rank:
+            lora.adapt(model, config.lora, config.seed)
+        model = model.to(device)
+        model.recompute, model.residual_in_fp32 = plan.activation_checkpointing, plan.residual_in_fp32
+        parallel.spread(model, plan, device)
+    except GptlabError:
+        raise
+    except (RuntimeError, MemoryError) as error:
+        raise explained(error) from error
+    state = TrainState(
+        model=model,
+        optimizer=registry.build("optimizer", config.optimizer, parameter_groups(model)),
+        schedule=registry.build("schedule", config.schedule, plan.steps),
+        config=plan,
+        seed=config.seed,
+        device=device,
+        precision=choose_precision(plan.precision, device),
+        length=source.length,
+    )
+    compiles = wants_compiling(plan.compile, device, work(state), display.note)
+    plan.compile = str(compiles).lower()  # a run goes on as it began
+    if compiles:
+        compile_step(state, display.note)
+    return state
+
+
+def work(state: TrainState) -> float:
+    """FLOPs of the training, about: attention is left out, the embedding in."""
+    return 6.0 * state.model.n_parameters() * state.tokens_per_step * state.config.steps
+
+
+def explained(error: BaseException) -> BaseException:
+    """Out of memory, and what a disk refuses on the way, as a line about the training; anything else as it is."""
+    if distributed.is_broken(error):
+        return LostRank()
+    words = ("out of memory", "can't allocate memory", "alloc_failed")
+    exhausted = isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
+    if isinstance(error, GptlabError):
+        return TrainingError(str(error))
+    return TrainingError(OUT_OF_MEMORY) if exhausted and isinstance(error, Exception) else error
