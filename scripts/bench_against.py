@@ -12,6 +12,7 @@ are overrides of gptlab's side. OMP_NUM_THREADS and LD_PRELOAD, where they are s
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import pickle
@@ -30,10 +31,11 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
+CHILD = Path(__file__).with_name("bench_child.py")
 PADDED = 50304  # nanoGPT's vocabulary where a text has none of its own
 HELD_OUT = 0.1  # the last share of the text
 SMALL = 60_000  # characters, where only memory counts
-PROMPT = 16  # tokens before those that are written
+WRITING = ("nanogpt", "transformers", "gptlab", "gptlab compiled")
 
 
 @dataclass(frozen=True)
@@ -210,12 +212,13 @@ def training(bench: Bench) -> dict[str, Any]:
     n_tokens = shape.batch_size * shape.block_size
     cache = "kept" if options.warm else None
     bench.train_ours(shape, cache, "trainer.steps=2", "schedule.warmup=0")  # its text is prepared, as theirs is
+    seeds = itertools.count()
 
     def theirs() -> dict[str, Any]:
         ended = bench.train_theirs(shape, cache)
         paces = [float(ms) for ms in ended.found(r"^iter \d+: .*time ([\d.]+)ms")][max(1, shape.steps // 20) :]
         judged = json.dumps({"loss": str(bench.theirs), "device": options.device})
-        loss = run([sys.executable, __file__, "--child", judged], bench.theirs, bench.environment())
+        loss = run([sys.executable, str(CHILD), judged], bench.theirs, bench.environment())
         return {
             "tokens_per_second": 1000 * n_tokens / statistics.median(paces),
             "loss": json.loads(loss.lines[-1][1])["loss"],
@@ -225,7 +228,7 @@ def training(bench: Bench) -> dict[str, Any]:
         }
 
     def ours() -> dict[str, Any]:
-        ended = bench.train_ours(shape, cache)
+        ended = bench.train_ours(shape, cache, f"seed={next(seeds)}")  # theirs cannot be told another
         rows = bench.rows()
         paces = [row["tokens_per_second"] for row in rows if "tokens_per_second" in row]
         return {
@@ -295,7 +298,7 @@ def decode(bench: Bench) -> dict[str, Any]:
              "precision": options.precision, "nanogpt": str(bench.theirs)}  # fmt: skip
 
     def side(who: str) -> Callable[[], dict[str, Any]]:
-        command = [sys.executable, __file__, "--child", json.dumps({**asked, "who": who})]
+        command = [sys.executable, str(CHILD), json.dumps({**asked, "who": who})]
         return lambda: dict(json.loads(run(command, bench.ours, bench.environment("kept")).lines[-1][1]))
 
     found = alternate(options.rounds, {who: side(who) for who in WRITING})
@@ -303,104 +306,6 @@ def decode(bench: Bench) -> dict[str, Any]:
     both = {f"{a} / {b}": ratios(found[a], found[b], "tokens_per_second") for a, b in pairs}
     return {"kind": "against_decode", "shape": name, **{k: asked[k] for k in ("sizes", "tokens", "precision")},
             "rounds": found, "ratio": both}  # fmt: skip
-
-
-def child(asked: dict[str, Any]) -> dict[str, Any]:
-    """What a fresh process does: judge a checkpoint of nanoGPT's, or write text with one of the three."""
-    import torch
-
-    if "loss" in asked:
-        return {"loss": _their_loss(Path(asked["loss"]), asked["device"])}
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[asked["precision"]]
-    torch.manual_seed(0)
-    model, write = WRITING[asked["who"]](asked)
-    model.to(device=asked["device"], dtype=dtype).eval()
-    with torch.no_grad():
-        write(asked["tokens"])  # warms up, and compiles
-        taken: list[float] = []
-        until = time.perf_counter() + 5
-        while not taken or time.perf_counter() < until:
-            began = time.perf_counter()
-            n = write(asked["tokens"])
-            taken.append((time.perf_counter() - began) / n)
-    return {"tokens_per_second": 1 / statistics.median(taken), "milliseconds_per_token": 1e3 * statistics.median(taken)}
-
-
-def _their_loss(folder: Path, device: str) -> float:
-    """The mean loss of the newest checkpoint over the whole of validation, in the windows of gptlab's evaluation."""
-    import torch
-
-    from gptlab.data import IGNORE, windows
-
-    sys.path.insert(0, str(folder))
-    from model import GPT, GPTConfig  # type: ignore[import-not-found]  # nanoGPT's
-
-    saved = torch.load(folder / "out" / "ckpt.pt", weights_only=True, map_location="cpu")
-    model = GPT(GPTConfig(**saved["model_args"]))
-    model.load_state_dict({name.removeprefix("_orig_mod."): tensor for name, tensor in saved["model"].items()})
-    model.to(device).eval()
-    tokens = np.fromfile(folder / "data" / "shakespeare_char" / "val.bin", dtype=np.uint16)
-    total, n = 0.0, 0
-    with torch.no_grad():
-        for x, y in windows(tokens, block_size=model.config.block_size, batch_size=12):
-            x, y = x.to(device), y.to(device)
-            logits, _ = model(x, y.clamp(min=0))
-            total += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="sum"))
-            n += int((y != IGNORE).sum())
-    return total / n
-
-
-Writer = tuple[Any, Callable[[int], int]]  # a model, and a function that writes so many tokens and says how many
-
-
-def _nanogpt(asked: dict[str, Any]) -> Writer:
-    import torch
-
-    sys.path.insert(0, asked["nanogpt"])
-    from model import GPT, GPTConfig
-
-    model = GPT(GPTConfig(**asked["sizes"], dropout=0.0, bias=True))
-    prompt = torch.arange(PROMPT, device=asked["device"])[None]
-    return model, lambda n: model.generate(prompt, n).shape[1] - PROMPT
-
-
-def _transformers(asked: dict[str, Any]) -> Writer:
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    sizes = asked["sizes"]
-    names: dict[str, Any] = {
-        "n_positions": sizes["block_size"],
-        **{k: sizes[k] for k in ("n_layer", "n_head", "n_embd", "vocab_size")},
-    }
-    model: Any = GPT2LMHeadModel(GPT2Config(**names))
-    prompt = torch.arange(PROMPT, device=asked["device"])[None]
-    kept: dict[str, Any] = {"do_sample": True, "top_k": 0, "use_cache": True, "pad_token_id": 0, "eos_token_id": None}
-    mask = torch.ones_like(prompt)
-    return model, lambda n: model.generate(prompt, attention_mask=mask, max_new_tokens=n, **kept).shape[1] - PROMPT
-
-
-def _gptlab(asked: dict[str, Any], compiled: Callable[[str], None] | None = None) -> Writer:
-    from gptlab import GPT, ModelConfig
-    from gptlab.sampling import generate, lay_out
-
-    parts: dict[str, Any] = {"attention": "softmax", "position": "learned", "norm": "layernorm", "block": "prenorm"}
-    mlp = {"name": "plain", "activation": "gelu_tanh"}
-    model = GPT(ModelConfig(**asked["sizes"], **parts, mlp=mlp, bias=True, tie_weights=True))
-    lay_out(model)
-    return model, lambda n: sum(1 for _ in generate(model, list(range(PROMPT)), n, compiled=compiled))
-
-
-def _gptlab_compiled(asked: dict[str, Any]) -> Writer:
-    return _gptlab(asked, print)
-
-
-WRITING: dict[str, Callable[[dict[str, Any]], Writer]] = {
-    "nanogpt": _nanogpt,
-    "transformers": _transformers,
-    "gptlab": _gptlab,
-    "gptlab compiled": _gptlab_compiled,
-}
 
 
 def report(found: dict[str, Any]) -> Iterator[str]:
@@ -433,14 +338,12 @@ def parse() -> argparse.Namespace:
     for mode in ("decode", "memory", "startup"):
         modes.add_argument(f"--{mode}", action="store_true")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
-    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides of gptlab's side")
     options = parser.parse_intermixed_args()
-    if not options.child:
-        if not options.nanogpt or not (options.nanogpt / "train.py").is_file():
-            parser.error(f"--nanogpt must name a checkout of nanoGPT, but {options.nanogpt} has no train.py.")
-        if not options.decode and not (options.text and options.text.is_file()):
-            parser.error(f"--text must name a text, but {options.text} is none.")
+    if not options.nanogpt or not (options.nanogpt / "train.py").is_file():
+        parser.error(f"--nanogpt must name a checkout of nanoGPT, but {options.nanogpt} has no train.py.")
+    if not options.decode and not (options.text and options.text.is_file()):
+        parser.error(f"--text must name a text, but {options.text} is none.")
     shape = SHAPES[options.shape]
     changed = {"steps": options.steps or shape.steps, "batch_size": options.batch_size or shape.batch_size}
     options.recipe = replace(shape, **changed)
@@ -449,9 +352,6 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    if options.child:
-        print(json.dumps(child(options.child)))
-        return
     import torch
 
     from gptlab.benchmarking import record
