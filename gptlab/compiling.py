@@ -19,6 +19,8 @@ Note = Callable[[str], None]
 TAKES = 60  # seconds to compile a step, about, on two cores
 SAVES = 0.3  # of the time that steps take
 RATE = 2e11  # FLOP/s of small models, about, on two cores
+# On CUDA: FLOPs that a GPU does while a host launches the kernels of a layer, some 30 at 6 us; reckoned, not measured.
+LAUNCHED = 4e10
 
 
 def check_device(plan: TrainerConfig) -> None:
@@ -29,10 +31,15 @@ def check_device(plan: TrainerConfig) -> None:
         plan.residual_in_fp32 or precision != "fp32",
         "trainer.residual_in_fp32=false is about bf16 and fp16, but the precision here is fp32: leave it out.",
     )
-    possible = device.type == "cuda" or not plan.cuda_graphs
-    require(possible, f"trainer.cuda_graphs needs a CUDA device, but this is {device}: leave it out.")
-    compiles = not plan.cuda_graphs or has_compiler(device)
-    require(compiles, "trainer.cuda_graphs replays a compiled step, but no Triton was found: leave it out.")
+    if plan.cuda_graphs == "true":
+        require(device.type == "cuda", f"trainer.cuda_graphs needs a CUDA device, but this is {device}: leave it out.")
+        compiles = has_compiler(device)
+        require(compiles, "trainer.cuda_graphs replays a compiled step, but no Triton was found: leave it out.")
+
+
+def replays(wanted: str, device: torch.device, flops: float, n_layer: int) -> bool:
+    """Whether the kernels of a step of so many FLOPs are recorded and replayed, for `trainer.cuda_graphs`."""
+    return wanted == "true" or (wanted == "auto" and device.type == "cuda" and flops < LAUNCHED * n_layer)
 
 
 def wants_compiling(wanted: str, device: torch.device, flops: float, note: Note) -> bool:

@@ -95,7 +95,7 @@ class TrainerConfig:
     precision: str = "auto"  # auto, fp32, bf16, fp16
     residual_in_fp32: bool = True  # false: in bf16 and fp16 the residual stream is too, which is faster on a GPU
     compile: str = "auto"  # auto, true, false
-    cuda_graphs: bool = False  # replay a compiled step's kernels: for models so small that launching them takes longest
+    cuda_graphs: str = "auto"  # auto, true, false: replay a compiled step's kernels; auto: if launching takes longest
     activation_checkpointing: str = "none"  # none; compute again in the backward pass: block, or selective, no products
     on_nonfinite: str = "stop"  # stop, skip: what a loss that is NaN or infinite does
     eval_part: str = "all"  # all, first, second: the half of the validation split that is evaluated on
@@ -105,15 +105,16 @@ class TrainerConfig:
     save: str = "wait"  # wait, async: whether training goes on while a checkpoint is written
 
     def __post_init__(self) -> None:
-        self.compile = str(self.compile).lower()
+        self.compile, self.cuda_graphs = str(self.compile).lower(), str(self.cuda_graphs).lower()
         for name in ("steps", "batch_size", "accumulate", "log_every", "keep", "sample_tokens"):
             require(getattr(self, name) >= 1, f"trainer.{name} must be at least 1, but is {getattr(self, name)}.")
         for name in ("clip", "eval_every", "save_every", "sample_every", "patience", "shard"):
             require(getattr(self, name) >= 0, f"trainer.{name} must be 0 or more, but is {getattr(self, name)}.")
         require_choice("trainer.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         require_choice("trainer.compile", self.compile, ("auto", "true", "false"))
+        require_choice("trainer.cuda_graphs", self.cuda_graphs, ("auto", "true", "false"))
         require(
-            not self.cuda_graphs or (self.accumulate == 1 and self.compile != "false"),
+            self.cuda_graphs != "true" or (self.accumulate == 1 and self.compile != "false"),
             "trainer.cuda_graphs=true replays a compiled step of one micro-batch: leave trainer.accumulate at 1 and "
             "trainer.compile at auto.",
         )

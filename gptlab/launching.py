@@ -125,10 +125,22 @@ def _run_hydra(orders: Sequence[Order], words: Sequence[str]) -> None:
 
 def task(config: DictConfig) -> str:
     """What a launcher runs, wherever it is: one point. Where that is here, Ctrl-C is meant for all that follow too."""
+    launcher = HydraConfig.get().runtime.choices.get("hydra/launcher", "")
+    if launcher.startswith("submitit"):
+        _become_rank()
     status = points.carry_out(Path(config.point))
-    if status == "interrupted" and HydraConfig.get().runtime.choices.get("hydra/launcher") == "basic":
+    if status == "interrupted" and launcher == "basic":
         raise Interrupted
     return status
+
+
+def _become_rank() -> None:
+    """Let the tasks that submitit started for a point, on however many machines, be what torchrun's ranks are."""
+    from submitit import JobEnvironment
+    from submitit.helpers import TorchDistributedEnvironment
+
+    if JobEnvironment().num_tasks > 1:
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
 
 
 class Points(Sweeper):

@@ -29,7 +29,7 @@ def check(plan: TrainerConfig, ranks: int) -> None:
         f"{ranks} does not divide {n}: change one of them.",
     )
     require(
-        ranks == 1 or not plan.cuda_graphs,
+        ranks == 1 or plan.cuda_graphs != "true",
         f"trainer.cuda_graphs replays the step of one process, but there are {ranks} ranks: leave it out.",
     )
     require(

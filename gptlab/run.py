@@ -226,7 +226,7 @@ class Run:
             "skipped_steps": state.n_bad,
             "precision": state.precision,
             "variants": rundir.variants(self.config),
-            "hardware": describe(state.device),
+            "hardware": {**describe(state.device), "ranks": distributed.size()},
             "versions": versions(),
             "data": self.material.fingerprint,
             "signature": {"init": self.drawn, "data": self.material.signature},

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
 from gptlab import distributed
-from gptlab.compiling import CompiledLoss, Whole, takes_whole_steps
+from gptlab.compiling import CompiledLoss, Whole, replays, takes_whole_steps
 from gptlab.config import TrainerConfig
 from gptlab.data import IGNORE
 from gptlab.hardware import autocast
@@ -121,7 +121,12 @@ def train_step(state: TrainState, batch: Batch) -> tuple[dict[str, Tensor], Tens
 def compile_step(state: TrainState, note: Callable[[str], None]) -> None:
     """Let torch.compile have the step: whole, on a CPU and with one micro-batch, else the loss alone."""
     plain = state.loss = state.model.loss
-    if state.config.cuda_graphs:
+    flops = 6.0 * state.model.n_parameters() * state.tokens_per_step
+    if state.n_micro_batches == 1 and replays(state.config.cuda_graphs, state.device, flops, len(state.model.blocks)):
+        if state.config.cuda_graphs == "auto":
+            note(
+                "The kernels of so small a step are replayed as a CUDA graph; trainer.cuda_graphs=false launches them."
+            )
         state.loss = _Replayed(plain, note, mode="reduce-overhead")
         return
     if state.config.parallel == "fsdp":

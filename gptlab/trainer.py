@@ -32,7 +32,7 @@ class Actions:
 
 
 @contextmanager
-def _garbage_kept() -> Iterator[None]:
+def garbage_kept() -> Iterator[None]:
     """No pause in the middle of a step to look for cycles: the loop asks for that between steps."""
     _collect()
     gc.disable()
@@ -48,7 +48,7 @@ def _collect() -> None:
     gc.freeze()  # what is there is not looked at again: a compiler leaves a million objects
 
 
-@_garbage_kept()
+@garbage_kept()
 def train(state: TrainState, batch_of: Callable[[int], Batch], actions: Actions, meter: Meter) -> Status:
     """Train from `state.step` to `config.steps`; every batch and every draw depends on (seed, step) alone."""
     plan, clock = state.config, _Clock(state)

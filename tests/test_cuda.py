@@ -90,9 +90,9 @@ def _state(n_steps: int = 4, **settings: object) -> TrainState:
     return state
 
 
-@pytest.mark.parametrize("settings", [{}, {"accumulate": 2, "batch_size": 2}, {"cuda_graphs": True}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"accumulate": 2, "batch_size": 2}, {"cuda_graphs": "true"}], ids=str)
 def test_compiled_steps_are_plain_ones_and_never_wait_for_the_device(settings: dict[str, object]) -> None:
-    plain, compiled = _state(**{**settings, "cuda_graphs": False}), _state(compile="true", **settings)
+    plain, compiled = _state(**{**settings, "cuda_graphs": "false"}), _state(compile="true", **settings)
     torch.cuda.set_sync_debug_mode("error")
     try:
         train_step(compiled, tiny.batch_of(4))
@@ -101,6 +101,14 @@ def test_compiled_steps_are_plain_ones_and_never_wait_for_the_device(settings: d
     train_step(plain, tiny.batch_of(4))
     for (name, one), other in zip(plain.model.named_parameters(), compiled.model.parameters(), strict=True):
         torch.testing.assert_close(other, one, rtol=0, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("name", registry.names("attention"))
+def test_replayed_kernels_of_an_attention_learn_what_launched_ones_do(name: str) -> None:
+    model = {"model": {"attention": name, "position": "none"}}
+    plain, replayed = (_state(compile="true", cuda_graphs=graphs, **model) for graphs in ("false", "true"))
+    for (parameter, one), other in zip(plain.model.named_parameters(), replayed.model.parameters(), strict=True):
+        torch.testing.assert_close(other, one, rtol=0, atol=1e-5, msg=parameter)
 
 
 @pytest.mark.parametrize("name", registry.names("optimizer"))

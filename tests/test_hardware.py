@@ -11,7 +11,7 @@ import tiny
 import torch
 
 from gptlab import hardware
-from gptlab.compiling import CompiledLoss, Whole, wants_compiling
+from gptlab.compiling import CompiledLoss, Whole, replays, wants_compiling
 from gptlab.config import ModelConfig
 from gptlab.cost import flops_per_token
 from gptlab.errors import ConfigError
@@ -216,3 +216,12 @@ def test_glibc_is_told_to_keep_memory_unless_the_user_tells_it_something(
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware.ctypes, "CDLL", lambda name: SimpleNamespace())
     hardware.keep_freed_memory()
+
+
+def test_only_small_steps_on_cuda_are_replayed_unasked() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert replays("auto", cuda, 4e9, 4)  # nanoGPT's recipe for a CPU
+    assert not replays("auto", cuda, 3.5e12, 12)  # GPT-2 124M, 4 x 1024
+    assert not replays("auto", cpu, 4e9, 4)
+    assert not replays("false", cuda, 4e9, 4)
+    assert replays("true", cuda, 3.5e12, 12)

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -320,6 +321,55 @@ def test_submitit_runs_points_on_this_machine(home: Path) -> None:
     launch(files([bad, *orders]), ["hydra/launcher=submitit_local"], None, print)
     must_be_same(orders, whole)
     assert "/nowhere" in (bad.error() or "")
+
+
+def _pretend_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands of Slurm, for one job on machines that are all this one; its script is kept as job.sh."""
+    commands = {
+        "sbatch": """
+            text = pathlib.Path(sys.argv[1]).read_text()
+            (here / "job.sh").write_text(text)
+            nodes, each = (int(re.search(f"--{name}=(.+)", text)[1]) for name in ("nodes", "ntasks-per-node"))
+            job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": nodes * each, "SLURM_JOB_NUM_NODES": nodes,
+                   "SLURM_JOB_NODELIST": ",".join(["localhost"] * nodes), "SLURM_NTASKS_PER_NODE": each}
+            env = {**os.environ, **{key: str(value) for key, value in job.items()}}
+            subprocess.Popen(["bash", sys.argv[1]], env=env, stdout=-3, stderr=-3, start_new_session=True)
+            print("Submitted batch job 7")
+        """,
+        "srun": """
+            n, each = int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_NTASKS_PER_NODE"])
+            tasks = [{"SLURM_PROCID": i, "SLURM_LOCALID": i % each, "SLURM_NODEID": i // each} for i in range(n)]
+            words = sys.argv[sys.argv.index(sys.executable):]
+            envs = [{**os.environ, **{key: str(value) for key, value in task.items()}} for task in tasks]
+            for process in [subprocess.Popen(words, env=env) for env in envs]:
+                process.wait()
+            (here / "ended").touch()
+        """,
+        "sacct": """
+            print("JobID|State|NodeList", f"7|{'COMPLETED' if (here / 'ended').exists() else 'RUNNING'}|here", sep="\\n")
+        """,
+    }
+    for name, body in commands.items():
+        head = f"#!{sys.executable}\nimport os, pathlib, re, subprocess, sys\nhere = pathlib.Path({str(folder)!r})\n"
+        (folder / name).write_text(head + textwrap.dedent(body))
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+def test_slurm_starts_a_point_on_two_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs gptlab[slurm]")
+    (slurm := tmp_path / "slurm").mkdir()
+    _pretend_slurm(slurm, monkeypatch)
+    orders, whole = plan(1), uninterrupted(1, 12)
+    size = ["hydra.launcher.nodes=2", "hydra.launcher.tasks_per_node=1", "hydra.launcher.timeout_min=30"]
+    launch(files(orders), ["hydra/launcher=submitit_slurm", *size, "hydra.launcher.partition=gpu"], None, print)
+    script = (slurm / "job.sh").read_text()
+    for line in ("--nodes=2", "--ntasks-per-node=1", "--time=30", "--partition=gpu"):
+        assert f"#SBATCH {line}\n" in script
+    assert orders[0].status() == "done"
+    assert tiny.summary(orders[0].run_dir)["hardware"]["ranks"] == 2
+    one, two = (tiny.rows(order.run_dir)[-1]["val/loss"] for order in (whole[0], orders[0]))
+    assert two == pytest.approx(one, rel=1e-5)
 
 
 def test_joblib_runs_points_side_by_side() -> None:

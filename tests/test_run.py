@@ -447,6 +447,7 @@ def test_a_run_is_evaluated_on_the_half_that_is_asked_for(unbroken: Path, home: 
         (["trainer.residual_in_fp32=false"], "trainer.residual_in_fp32=false is about bf16 and fp16"),
         (["trainer.cuda_graphs=true"], "trainer.cuda_graphs needs a CUDA device, but this is cpu"),
         (["trainer.cuda_graphs=true", "trainer.compile=false"], "replays a compiled step"),
+        (["trainer.cuda_graphs=maybe"], "trainer.cuda_graphs must be one of auto, true, false, but is 'maybe'"),
         (["trainer.activation_checkpointing=all"], "must be one of none, selective, block"),
     ],
 )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from gptlab.step import Batch, TrainState, train_step
+from gptlab.trainer import garbage_kept
 
 Batches = Callable[[int], Batch]
 
@@ -24,6 +25,7 @@ class Walk:
     loss: float  # mean of the last step, nats
 
 
+@garbage_kept()
 def walk(state: TrainState, batch_of: Batches, n: int) -> Walk:
     """Take `n` steps. On a GPU the host waits before the first and after the last, never between."""
     cuda = state.device.type == "cuda"
