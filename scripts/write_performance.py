@@ -84,9 +84,9 @@ def page(results: Sequence[Result]) -> str:
 
 
 GPU = """\
-Since the table above was made, the loss reads whole padded rows, which is what cost the odd vocabulary its 5%; that, CUDA
-graphs by themselves, and Muon's stacks were not timed on a GPU again. Never run there at all: nanoGPT and transformers
-beside gptlab, tiny shakespeare's GPU recipe, several GPUs. Ready to be run:
+Since the table of an H200 was made, the loss reads whole padded rows: the odd vocabulary had cost 5%. That, CUDA graphs
+where nobody asked for them, and Muon's stacks of matrices were not timed on a GPU. Never run there at all: nanoGPT and
+transformers beside gptlab, tiny shakespeare's GPU recipe, several GPUs. Ready to be run:
 
 ```sh
 gptlab bench model=gpt2 model.dropout=0 trainer.batch_size=64 trainer.residual_in_fp32=false

@@ -346,7 +346,8 @@ def _pretend_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             (here / "ended").touch()
         """,
         "sacct": """
-            print("JobID|State|NodeList", f"7|{'COMPLETED' if (here / 'ended').exists() else 'RUNNING'}|here", sep="\\n")
+            state = "COMPLETED" if (here / "ended").exists() else "RUNNING"
+            print("JobID|State|NodeList", f"7|{state}|here", sep="\\n")
         """,
     }
     for name, body in commands.items():
