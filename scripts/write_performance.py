@@ -125,7 +125,8 @@ def against(result: Result) -> str:
     recipe = result["recipe"]
     model = f"{recipe['n_layer']} layers, {recipe['n_head']} heads, {recipe['n_embd']} wide"
     fed = f"context {recipe['block_size']}, batch {recipe['batch_size']}, {recipe['steps']:,} steps"
-    head = f"{model}, {fed}; {len(result['rounds']['gptlab'])} rounds, {result['caches']} compiler caches."
+    head = f"{model}, {fed}; {len(result['rounds']['gptlab'])} rounds, {result['caches']} compiler caches"
+    head += f"; gptlab with `{' '.join(result['overrides'])}`." if result.get("overrides") else "; gptlab as it comes."
     names: dict[str, tuple[str, Callable[[float], str]]] = {
         "tokens_per_second": ("tokens/s", lambda x: f"{x:,.0f}"),
         "loss": ("validation loss, nats", lambda x: f"{x:.4f}"),
