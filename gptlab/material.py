@@ -259,6 +259,11 @@ def _check_task(config: RunConfig, task: Task, tokenizer: Tokenizer, named: bool
         f"model.block_size must cover a question of {name}, {n_tokens} tokens, but is {config.model.block_size}: "
         f"raise it to {n_tokens}, or make the questions shorter.",
     )
+    require(
+        config.trainer.tokens_per_step is None or n_tokens == config.model.block_size,
+        f"trainer.tokens_per_step counts sequences of model.block_size tokens, but a question of {name} has "
+        f"{n_tokens}: set model.block_size={n_tokens}, or say trainer.accumulate.",
+    )
     require(not config.model.document_mask, f"{name} has no documents: leave model.document_mask out.")
     require(not config.trainer.sample_prompt, f"{name} samples its own questions: leave trainer.sample_prompt out.")
 
