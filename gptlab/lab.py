@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from gptlab.inside import attribution, drawing, embeddings, heads, lens, losses,
 from gptlab.rundir import load, read_config
 from gptlab.rundirs import find
 from gptlab.scoring import dataset_of
-from gptlab.tasks import Task
+from gptlab.tasks import SymbolTokenizer, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,7 +70,7 @@ class Lab:
     def attribution(self, text: str | None = None, against: str | None = None) -> Figure:
         """What each piece of the residual stream gives to the logit of the next token, with the final norm held.
 
-        Less the mean logit, or that of the token `against`. With the biases of norm and head a column is the logit.
+        Less the mean logit, or that of another token. With the biases of norm and head, a column sums to the logit.
         """
         tokens = self.read(text)
         targets = tokens.roll(-1, dims=1)
@@ -145,7 +146,8 @@ class Lab:
     def words(self, ids: Iterable[Any]) -> list[str]:
         """How tokens are written in a figure: a vocabulary that was rounded up has some without text."""
         known = self.tokenizer.vocab_size
-        return [visible(self.tokenizer.decode([i])) if i < known else "·" for i in map(int, ids)]
+        texts = [self.tokenizer.decode([i]) if i < known else "·" for i in map(int, ids)]
+        return [visible(text.strip() if self.tokenizer.name == SymbolTokenizer.name else text) for text in texts]
 
     @torch.no_grad()
     def _likeliest(self, tokens: Int[Tensor, "1 T"]) -> int:
@@ -167,7 +169,9 @@ def visible(token: str) -> str:
 def png(figure: Figure) -> bytes:
     """A figure as a picture on white paper."""
     paper = io.BytesIO()
-    figure.savefig(paper, format="png", metadata={"Software": None}, facecolor="white")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a letter that the font lacks is drawn as a box
+        figure.savefig(paper, format="png", metadata={"Software": None}, facecolor="white")
     return paper.getvalue()
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NEEDS = {"patch": "corrupted", "compare": "other"}  # what a view is not without
+INCH = 110  # pixels of a screen for an inch of a figure
 
 
 class Picture(NamedTuple):
@@ -30,7 +31,8 @@ class Picture(NamedTuple):
     name: str
     title: str
     about: str
-    letters: str
+    letters: str = ""
+    width: int = 0  # on a screen
     missing: str = ""
 
 
@@ -71,13 +73,14 @@ def _picture(view: str, draw: Callable[[], Figure], folder: Path, must: bool) ->
     """Draw a view into its file; one that this model does not have is an error where it `must` be."""
     about = inspect.getdoc(getattr(Lab, view)) or ""
     try:
-        image = png(draw())
+        figure = draw()
+        image = png(figure)
     except GptlabError as error:
         if must:
             raise
-        return Picture(view, VIEWS[view], about, "", str(error))
+        return Picture(view, VIEWS[view], about, missing=str(error))
     write_atomically(folder / f"{view}.png", image)
-    return Picture(view, VIEWS[view], about, base64.b64encode(image).decode())
+    return Picture(view, VIEWS[view], about, base64.b64encode(image).decode(), round(INCH * figure.get_figwidth()))
 
 
 def _page(lab: Lab, text: str | None, pictures: list[Picture]) -> str:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 LEGIBLE = 0.085  # inches of an axis that a word needs
 WIDEST = 30.0  # inches of a figure
-PER_LINE = 60  # letters of a text in a line of a figure
+PER_LINE = 80  # letters of a text in a line of a figure
 
 
 def attention(found: Sequence[Map], words: Sequence[str]) -> Figure:
@@ -38,14 +38,14 @@ def attention(found: Sequence[Map], words: Sequence[str]) -> Figure:
     with canvas("attention", 1 + n_wide * size, 0.6 + len(found) * (size + 0.3)) as figure:
         panels = figure.subplots(len(found), n_wide, squeeze=False)
         for row, (layer, weights, by_softmax) in zip(panels, found, strict=True):
-            for head, axes in enumerate(row):
-                axes.set_visible(head < weights.shape[1])
-                if head < weights.shape[1]:
-                    axes.imshow(_numbers(weights[0, head]), cmap="Blues", vmin=0, vmax=1)
-                    title = f"layer {layer}, " + (f"head {head}" if by_softmax else "influence (it has no softmax)")
-                    axes.set_title(title, fontsize=8)
-                    _words_along(axes, shown, 5.5)
-                    axes.set_yticks(range(len(shown)), shown, fontsize=5.5)
+            for head, axes in enumerate(row[: weights.shape[1]]):
+                axes.imshow(_numbers(weights[0, head]), cmap="Blues", vmin=0, vmax=1)
+                title = f"layer {layer}, " + (f"head {head}" if by_softmax else "influence (it has no softmax)")
+                axes.set_title(title, fontsize=8)
+                _words_along(axes, shown, 5.5)
+                axes.set_yticks(range(len(shown)), shown, fontsize=5.5)
+            for axes in row[weights.shape[1] :]:
+                axes.set_visible(False)
         return figure
 
 
@@ -57,7 +57,7 @@ def lens(found: Lens, words: Sequence[str], said: Sequence[Sequence[str]]) -> Fi
         _table(figure, axes, likely, found.rows, words, "Blues", (0, 1), "probability of the likeliest next token")
         for (row, column), text in np.ndenumerate(np.array(said, dtype=object)):
             light = float(likely[row, column]) < 0.55
-            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=INK if light else "white")
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color=INK if light else "white")
         return figure
 
 
@@ -91,19 +91,15 @@ def patching(found: Patched, words: Sequence[str], others: Sequence[str]) -> Fig
 def heads(found: Sequence[Head]) -> Figure:
     """The three scores of each head, layer by layer; a frame around what a head is found to do."""
     layers = sorted({head.layer for head in found})
-    n_wide = 1 + max(head.head for head in found)
+    scores = np.full((len(KINDS), len(layers), 1 + max(head.head for head in found)), np.nan)
+    for head in found:
+        scores[:, layers.index(head.layer), head.head] = [getattr(head, kind) for kind in KINDS]
+    n_wide = scores.shape[-1]
     with canvas("heads", 1.2 + 3 * max(1.6, 0.5 * n_wide), 1.2 + 0.45 * len(layers)) as figure:
         panels = figure.subplots(1, len(KINDS), sharey=True)
-        for axes, kind in zip(panels, KINDS, strict=True):
-            grid = np.full((len(layers), n_wide), np.nan)
-            for head in found:
-                place, score = (layers.index(head.layer), head.head), getattr(head, kind)
-                grid[place] = score
-                color = "white" if score > 0.55 else INK
-                axes.text(place[1], place[0], f"{score:.2f}", ha="center", va="center", fontsize=6.5, color=color)
-                if score >= FOUND:
-                    _frame(axes, place[1], place[0])
+        for axes, kind, grid in zip(panels, KINDS, scores, strict=True):
             axes.imshow(grid, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+            _write_scores(axes, grid)
             axes.set_title(kind)
             axes.set_xlabel("head")
             axes.set_xticks(range(n_wide))
@@ -112,13 +108,17 @@ def heads(found: Sequence[Head]) -> Figure:
 
 
 def positions(found: ByPosition) -> Figure:
-    """The loss at each place of the window, with twice its standard error."""
+    """The loss at each place of the window with twice its standard error, and its mean over quarters of an octave."""
     mean, error = _numbers(found.mean), _numbers(found.error)
+    asked = np.flatnonzero(~np.isnan(mean))
+    places, mean, error = asked + 1, mean[asked], error[asked]
+    octaves = np.floor(4 * np.log2(places))
+    means = [(places[octaves == o].mean(), mean[octaves == o].mean()) for o in np.unique(octaves)]
     with canvas("positions") as figure:
         axes = figure.add_subplot()
-        places = np.arange(1, len(mean) + 1)
         axes.fill_between(places, mean - 2 * error, mean + 2 * error, color=BAND, linewidth=0)
-        axes.plot(places, mean, color=ARMS[0], linewidth=1.6, marker="." if np.isnan(mean).any() else "")
+        axes.plot(places, mean, color=MUTED, linewidth=0.6)
+        axes.plot(*zip(*means, strict=True), color=ARMS[0], linewidth=1.8, marker="o", markersize=3)
         axes.set_xlabel("tokens that the prediction is made from")
         axes.set_ylabel("nats per token")
         axes.set_xscale("log", base=2)
@@ -131,17 +131,17 @@ def compare(difference: Float[Tensor, " T"], words: Sequence[str], names: tuple[
     values = _numbers(difference)
     bound = float(np.nanmax(np.abs(values))) or 1.0
     lines = list(_lines(words))
-    with canvas("compare", 8, 1.4 + 0.3 * len(lines)) as figure:
+    with canvas("compare", 8, 0.8 + 0.25 * max(len(lines), 7)) as figure:
         axes = figure.add_subplot()
         for row, line in enumerate(lines):
             for index, column in line:
                 share = 0.5 + 0.5 * values[index] / bound
                 axes.text(
-                    column, -row, words[index], fontsize=9, family="monospace", va="center",
+                    column, -row, words[index], fontsize=8, family="monospace", va="center",
                     bbox={"facecolor": _colormap()(share), "edgecolor": "none", "pad": 1.2, "alpha": 0.6},
                 )  # fmt: skip
         axes.set_xlim(0, PER_LINE)
-        axes.set_ylim(-len(lines), 1)
+        axes.set_ylim(-max(len(lines), 7), 1)
         axes.set_axis_off()
         axes.set_title(f"mean difference {np.nanmean(values):+.4f} nats per token", loc="left")
         _bar(figure, axes, "RdBu", (-bound, bound), f"loss of {names[1]} less that of {names[0]}")
@@ -177,7 +177,9 @@ def rope(found: Sequence[Waves], block_size: int) -> Figure:
             told = f"{position}, layers {', '.join(map(str, layers))}"
             axes.plot(_numbers(lengths), "o-", color=ARMS[number % len(ARMS)], markersize=4, label=told)
         axes.axhline(block_size, color=MUTED, linewidth=0.8, linestyle=(0, (1, 3)))
-        axes.text(0, block_size, "block_size: above it no pair turns once", fontsize=8, color=MUTED, va="bottom")
+        far = max(len(lengths) for _, _, lengths in found) - 1
+        told = "block_size: what is above it never turns once"
+        axes.text(far, block_size, told, fontsize=8, color=MUTED, va="bottom", ha="right")
         axes.set_yscale("log")
         axes.set_xlabel("pair")
         axes.set_ylabel("tokens to turn once")
@@ -228,6 +230,7 @@ def _bar(figure: Figure, axes: Axes, colors: str, bounds: tuple[float, float], m
 
     bar = figure.colorbar(ScalarMappable(Normalize(*bounds), colors), ax=axes, fraction=0.04, pad=0.02)
     bar.set_label(meaning, fontsize=8)
+    bar.ax.tick_params(labelsize=7)
     bar.outline.set_visible(False)
 
 
@@ -239,7 +242,8 @@ def _colormap() -> Any:
 
 def _words_along(axes: _AxesBase, words: Sequence[str], size: float) -> None:
     """The tokens on an axis without a frame."""
-    axes.set_xticks(range(len(words)), words, rotation=90, fontsize=size)
+    turned = 90 if max(map(len, words), default=0) > 2 else 0
+    axes.set_xticks(range(len(words)), words, rotation=turned, fontsize=size)
     axes.tick_params(length=0)
     for side in axes.spines.values():
         side.set_visible(False)
@@ -250,10 +254,18 @@ def _width(words: Sequence[str]) -> float:
     return min(WIDEST, 2.4 + 0.5 * len(words))
 
 
-def _frame(axes: Axes, column: int, row: int) -> None:
+def _write_scores(axes: Axes, grid: Any) -> None:
+    """Each score in its cell; a frame around what is found."""
     from matplotlib.patches import Rectangle
 
-    axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=ARMS[1], linewidth=1.8, zorder=3))
+    for (row, column), score in np.ndenumerate(grid):
+        if np.isnan(score):
+            continue
+        color = "white" if score > 0.55 else INK
+        axes.text(column, row, f"{score:.2f}", ha="center", va="center", fontsize=6.5, color=color)
+        if score >= FOUND:
+            box = Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=ARMS[1], linewidth=1.8, zorder=3)
+            axes.add_patch(box)
 
 
 def _lines(words: Sequence[str]) -> Iterator[list[tuple[int, int]]]:
