@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROWS = 16  # sequences of validation
+NAMED = 64  # parameters whose names have room
 WRITERS = ("attention.out", "mlp.out", "out")  # of a block
 HEALTHY = 1e-3  # an update of a weight, of its size: Karpathy 2022 (makemore part 3)
 
@@ -71,39 +72,41 @@ def _updates(lab: Lab, model: GPT) -> dict[str, float]:
 
 def draw(found: Statistics) -> Figure:
     """Four panels: outputs by depth, gradients and updates by parameter, the distribution of the stream by depth."""
-    with canvas("statistics", 11, 7) as figure:
+    with canvas("statistics", 11, 8) as figure:
         (one, two), (three, four) = figure.subplots(2, 2)
         for colour, (writer, values) in zip(ARMS, found.outputs.items(), strict=False):
             one.plot(values, marker="o", color=colour, label=writer)
         _titled(one, "what a block puts out, root mean square", "layer")
         one.legend(fontsize=7)
         _bars(two, found.gradients)
-        _titled(two, "gradients, root mean square", "parameters, in their order")
+        _titled(two, "gradients, root mean square", "parameters", size=5)
         _bars(three, found.updates)
         three.axhline(HEALTHY, color=MUTED, linestyle="--", linewidth=1)
-        _titled(three, "a step's update over the weight; a thousandth is usual", "parameters, in their order")
+        _titled(three, "a step's update over the weight; a thousandth is usual", "parameters", size=5)
         for layer, stream in enumerate(found.streams):
             bound = float(stream.abs().max()) or 1.0
             counts = torch.histc(stream.float(), bins=80, min=-bound, max=bound)
-            shade = (layer + 1) / len(found.streams)
-            four.plot(
-                torch.linspace(-bound, bound, 80), counts / counts.sum(), color=ARMS[0], alpha=0.25 + 0.75 * shade
-            )
-        _titled(four, "the residual stream after each layer (darker: later), share of entries", "value")
+            places, shade = torch.linspace(-bound, bound, 80), (layer + 1) / len(found.streams)
+            density = counts / counts.sum() / (2 * bound / 80)
+            four.plot(places, density, color=ARMS[0], alpha=0.25 + 0.75 * shade)
+        _titled(four, "the residual stream after each layer (darker: later), density", "value")
         return figure
 
 
 def _bars(axes: Axes, values: dict[str, float]) -> None:
-    kept = [value for value in values.values() if value > 0 and math.isfinite(value)]
-    axes.bar(range(len(kept)), kept, color=ARMS[0], width=0.8)
+    kept = {name: value for name, value in values.items() if value > 0 and math.isfinite(value)}
+    axes.bar(range(len(kept)), list(kept.values()), color=ARMS[0], width=0.8)
     if kept:
         axes.set_yscale("log")
+    if len(kept) <= NAMED:
+        axes.set_xticks(range(len(kept)), [name.removeprefix("blocks.") for name in kept], rotation=90)
 
 
-def _titled(axes: Axes, title: str, below: str) -> None:
+def _titled(axes: Axes, title: str, below: str, size: int = 7) -> None:
     axes.set_title(title, fontsize=8)
     axes.set_xlabel(below, fontsize=7)
-    axes.tick_params(labelsize=7)
+    axes.tick_params(axis="x", labelsize=size)
+    axes.tick_params(axis="y", labelsize=7)
 
 
 def _rms(x: Tensor) -> float:

@@ -33,6 +33,7 @@ async function look() {
     await Promise.all(chosen().map(follow));
     $("state").textContent = `${state.runs.length} runs, ${state.runs.filter((r) => r.status === "running").length} running`;
     drawRuns(); drawViews(); drawMetrics(); drawCurves(); drawSamples();
+    if (first && state.runs.length) ask();
   } catch (error) {
     $("state").textContent = `no answer: ${error.message}`;
   }
@@ -104,7 +105,8 @@ function plot(drawn, levels, width, height) {
   if (!values.length) return svg.append(make("text", { x: 10, y: 20 }, "nothing yet")), svg;
   const pad = { left: 52, right: levels.length ? 62 : 10, top: 8, bottom: 22 };
   const [x0, x1] = range(values.map((p) => p[0])), [low, high] = range(values.map((p) => p[1]));
-  const near = levels.filter((level) => level.loss < high && level.loss > low - 0.4 * (high - low));
+  const next = Math.max(...levels.map((level) => level.loss).filter((loss) => loss <= low)); // the one to beat
+  const near = levels.filter((level) => level.loss < high && level.loss >= Math.min(next, low));
   const y0 = Math.min(low, ...near.map((level) => level.loss)), y1 = high;
   const x = (v) => pad.left + ((v - x0) / (x1 - x0 || 1)) * (width - pad.left - pad.right);
   const y = (v) => height - pad.bottom - ((v - y0) / (y1 - y0 || 1)) * (height - pad.top - pad.bottom);
