@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -14,12 +15,18 @@ from torch import Tensor
 from gptlab import ModelConfig, components, register, registry  # noqa: F401  (components registers the variants)
 from gptlab.activations import OF_SOFTMAX, edit, names, record
 from gptlab.components.attention import Attention
-from gptlab.conformance.cases import SLOTS, cases_for
+from gptlab.conformance.cases import SLOTS, Case, cases_for
 from gptlab.errors import ConfigError
 from gptlab.model import GPT
 
 SIZES: dict[str, Any] = {"vocab_size": 11, "n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 16}
 EVERY = [(slot, name) for slot in SLOTS for name in registry.names(slot)]
+
+
+@functools.cache
+def first_case(slot: str, name: str) -> Case:
+    """A tiny model around a variant, as the laws have it."""
+    return cases_for(slot, name)[0]
 
 
 def model_of(**settings: Any) -> GPT:
@@ -88,7 +95,7 @@ def plugin(request: pytest.FixtureRequest) -> str:
 
 @pytest.mark.parametrize("slot, name", EVERY)
 def test_listening_everywhere_changes_no_bit_and_leaves_nothing(slot: str, name: str) -> None:
-    case = cases_for(slot, name)[0]
+    case = first_case(slot, name)
     model, tokens = case.model(), case.tokens()
     before, found = traces(model), names(model)
     with torch.no_grad():
@@ -278,6 +285,15 @@ def test_a_recording_is_a_copy_and_follows_decoding_step_by_step() -> None:
     assert torch.equal(k, kept)
     assert seen["blocks.0.attention.weights"].shape == (1, 4, 1, 8)
     torch.testing.assert_close(seen["blocks.0.attention.weights"].sum(-1), torch.ones(1, 4, 1))
+
+
+def test_a_recording_is_not_changed_by_what_is_changed_in_place() -> None:
+    model = model_of()
+    with torch.no_grad(), record(model, "blocks.0.out") as plain:
+        model(ids())
+    with torch.no_grad(), record(model, "blocks.0.out") as seen, edit(model, {"blocks.0.out": lambda x: x.mul_(2)}):
+        model(ids())
+    assert torch.equal(seen["blocks.0.out"], plain["blocks.0.out"])
 
 
 @pytest.mark.parametrize("attention", ["vanilla", "flash"])

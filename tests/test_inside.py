@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn as nn
-from test_activations import PLUGINS, ids, model_of
+from test_activations import PLUGINS, first_case, ids, model_of
 from torch import Tensor
 
 from gptlab import ModelConfig, register, registry
 from gptlab.activations import record
 from gptlab.components.attention import Attention, trait
 from gptlab.components.position.rotary import Rotary
-from gptlab.conformance.cases import cases_for
 from gptlab.errors import ConfigError
 from gptlab.inside import attribution, embeddings, heads, lens, losses, maps, patching, rope, stability
 from gptlab.model import GPT
@@ -61,7 +60,7 @@ def circuit(layers: tuple[str, ...] = ("previous", "induction"), attention: str 
 
 def built(slot: str, name: str, **changes: Any) -> tuple[GPT, Tensor]:
     """A model in float64 around a variant, every parameter random, and tokens."""
-    case = cases_for(slot, name)[0]
+    case = first_case(slot, name)
     return case.model(**changes), case.tokens(10)
 
 
@@ -172,6 +171,21 @@ def test_a_block_that_adds_is_taken_apart_and_one_that_does_not_is_whole() -> No
         assert list(attribution.pieces_of(model_of(n_layer=1, block=block), ids())) == names
     gained = model_of(n_layer=1, block={"name": "prenorm", "gain": "channel", "scale": 0.3}, bias=True, mlp="none")
     assert list(attribution.pieces_of(gained, ids())) == ["embedding", *(f"0 head {h}" for h in range(4)), "0 bias"]
+    heads_of = {"differential": ["0 head 0", "0 head 1"], "conv": ["0 attention"]}
+    for attention, names in heads_of.items():
+        model = model_of(n_layer=1, attention=attention, mlp="none", position="none")
+        assert list(attribution.pieces_of(model, ids())) == ["embedding", *names]
+
+
+def test_pieces_that_cancel_each_other_still_give_what_they_give() -> None:
+    norm = registry.build("norm", "rmsnorm", 4)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    stream = torch.tensor([[[0.0, 1.0, 2.0, 3.0]]], dtype=torch.float64)
+    held, added = attribution._hold(norm, stream)
+    scales = norm.weight.detach().double() / math.sqrt(14 / 4 + norm.eps)
+    torch.testing.assert_close(held(torch.ones_like(stream))[0, 0], scales)
+    assert not added.any()
 
 
 def test_a_head_is_what_is_lost_without_it() -> None:
@@ -334,7 +348,7 @@ ROTARY = [name for name in registry.names("position") if issubclass(registry.get
 @pytest.mark.parametrize("name", ROTARY)
 @pytest.mark.parametrize("attention", ["flash", "latent"])
 def test_after_its_wavelength_a_pair_is_where_it_was(name: str, attention: str) -> None:
-    config = dataclasses.replace(cases_for("position", name)[0].config, attention=attention)
+    config = dataclasses.replace(first_case("position", name).config, attention=attention)
     model = GPT(config)
     (found,) = rope.wavelengths(model)
     assert (found.position, found.layers) == (name, [0, 1])
@@ -358,15 +372,16 @@ def test_rope_is_two_pi_theta_to_the_2i_over_r_and_looks_at_what_turns() -> None
 
 def test_stability_is_the_root_mean_square_and_the_largest_score() -> None:
     model = model_of(layers=[{"at": 1, "attention": {"name": "linear"}}], attention="flash")
-    found = stability.stability(model, ids())
+    tokens = ids(16, 6)
+    found = stability.stability(model, tokens)
     with torch.no_grad(), record(model, ["embedding", "blocks.*.out", "blocks.0.attention.?"]) as seen:
-        model(ids())
+        model(tokens)
     wanted = [seen[row].double().pow(2).mean().sqrt() for row in ("embedding", "blocks.0.out", "blocks.1.out")]
     torch.testing.assert_close(found.rms, torch.stack(wanted))
     assert list(found.largest) == [0]
     q, k = seen["blocks.0.attention.q"], seen["blocks.0.attention.k"]
     scores = [
-        [float(q[b, h, i] @ k[b, h, j]) for b in range(2) for i in range(16) for j in range(i + 1)] for h in range(4)
+        [float(q[b, h, i] @ k[b, h, j]) for b in range(6) for i in range(16) for j in range(i + 1)] for h in range(4)
     ]
     torch.testing.assert_close(found.largest[0], torch.tensor([max(each) / math.sqrt(8) for each in scores]))
 

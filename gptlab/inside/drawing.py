@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LEGIBLE = 0.085  # inches of an axis that a word needs
-WIDEST = 30.0  # inches of a figure
+WIDEST = 24.0  # inches of a figure
 PER_LINE = 80  # letters of a text in a line of a figure
 
 
