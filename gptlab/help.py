@@ -27,6 +27,7 @@ VERBS = {
     "sample": "let the model of a run write",
     "evaluate": "loss, perplexity and bits per byte of a run on a split or a text",
     "export": "write a run as a directory that transformers opens",
+    "steer": "add a direction to the residual stream: what it does, what it costs, what is then written",
     "study": "arms and seeds, run and judged: is it better?",
     "compare": "runs side by side: effects, intervals, verdicts, a page",
     "tune": "search for hyper-parameters",
