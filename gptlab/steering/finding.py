@@ -82,7 +82,7 @@ def _look(
     device = next(model.parameters()).device
     means: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     norms: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-    with activations.record(model, map(point, layers)) as seen:
+    with activations.record(model, [point(layer) for layer in layers]) as seen:
         for tokens, targets in batches(passages, batch):
             model.hidden(tokens.to(device))
             real = targets != IGNORE
