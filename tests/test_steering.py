@@ -86,7 +86,7 @@ def test_what_finds_and_what_is_held_out_are_halves_of_each_text(tmp_path: Path)
     assert (found_a[0], held_a[-1], held_b[-1]) == ("a000", "a089", "b040"), "evenly, from end to end"
     few = halves(ByteTokenizer(), *paths, window=4, at_most=11, lines=False)
     assert [len(part) for half in few for part in (half.positive, half.negative)] == [4] * 4
-    with pytest.raises(ConfigError, match=r"needs 8 passages of each text, but .*b\.txt has 1 of 100 tokens"):
+    with pytest.raises(ConfigError, match=r"needs 8 passages of each text, but .*a\.txt has 3 of 100 tokens"):
         halves(ByteTokenizer(), *paths, window=100, at_most=128, lines=False)
 
 
@@ -231,7 +231,8 @@ def test_the_attention_of_a_plugin_is_steered_with_no_code_of_its_own(tmp_path: 
     model, tokens = model_of(attention="mixer", position="none").double(), torch.stack(passages_of([9]))
     shift = torch.randn(16).double()
     with activations.edit(model, added({1: shift}, 2.0)):
-        assert torch.allclose(model(tokens), streams_by_hand(model, tokens, {1: 2 * shift})[1])
+        steered = model(tokens)
+    assert torch.allclose(steered, streams_by_hand(model, tokens, {1: 2 * shift})[1])
 
 
 # Files
@@ -275,15 +276,14 @@ def test_log_likelihoods_are_those_of_one_token_after_another() -> None:
 
 def test_an_outcome_says_which_texts_moved_which_way(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([(torch.zeros(4).double(), torch.ones(4).double())])
-    moved = (torch.tensor([0.3, 0.1, 0.2, -0.2]).double(), torch.tensor([0.9, 0.7, 1.4, 0.6]).double())
+    moved = tuple(torch.tensor(x, dtype=torch.float64) for x in ([0.3, 0.1, 0.2, -0.2], [0.9, 0.7, 1.4, 0.6]))
     monkeypatch.setattr(Held, "_score", lambda self, edits: next(scores, moved))
     held = Held(model_of(), Passages([], []), batch=1)
     right, wrong, none = (held.under({}, dose) for dose in (0.5, -0.5, 0.0))
     assert (right.positive, right.negative) == pytest.approx((0.1, -0.1))
     assert (right.effect, right.cost) == pytest.approx((0.2, 0.0), abs=1e-12)
-    assert (right.wrong, wrong.wrong, none.wrong) == (2 / 8, 6 / 8, 0)
-    spread = [torch.tensor(x).double().var().item() / 4 for x in ([0.3, 0.1, 0.2, -0.2], [-0.1, -0.3, 0.4, -0.4])]
-    assert right.error == pytest.approx(sum(spread) ** 0.5)
+    assert (right.wrong, wrong.wrong, none.wrong) == (1 / 4, 3 / 4, 0)
+    assert right.error == pytest.approx(sum(x.var().item() / 4 for x in moved) ** 0.5)
 
 
 def test_doses_double_outwards() -> None:
@@ -331,7 +331,8 @@ def test_a_direction_steers_and_controls_do_not(method: str, run: Path, record_p
     full, opposite, still = found.curve[-1], found.curve[0], found.curve[5]
     record_property("measured", f"steering, {method}: effect {full.effect:+.3f}, cost {full.cost:+.3f}; {met}")
     assert [name for name in met if name != "affordable" and not met[name]] == []
-    assert full.effect > 5 * max(abs(one.effect) for one in (*found.random, *found.shuffled))
+    assert full.effect > 2 * max(abs(one.effect) for one in (*found.random, *found.shuffled))
+    assert full.wrong < 0.1
     assert opposite.effect < min(one.effect for one in (*found.random, *found.shuffled))
     assert (still.effect, still.cost, still.wrong) == (0, 0, 0)
     assert (opposite.dose, full.dose) == (-DOSE, DOSE)

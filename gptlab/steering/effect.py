@@ -1,6 +1,6 @@
 """What steering does to how likely held-out texts are, exactly, with nothing sampled; and what its controls do.
 
-The share of texts that move the wrong way: after Tan et al. 2024, arXiv:2407.12404.
+The share of pairs that move the wrong way: after Tan et al. 2024, arXiv:2407.12404.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Outcome:
     positive: float  # mean change of the log-likelihood of the positive texts
     negative: float  # and of the negative ones
     error: float  # standard error of the effect
-    wrong: float  # share of the texts that moved the wrong way: the ones less likely, the others likelier
+    wrong: float  # share of the pairs, first with first and so on, whose difference moved the wrong way
 
     @property
     def effect(self) -> float:
@@ -85,9 +85,10 @@ class Held:
     def under(self, edits: Edits, dose: float) -> Outcome:
         """What the edits change; the sign of `dose` says which way is right, and 0 that none is."""
         ours, theirs = (after - before for after, before in zip(self._score(edits), self.plain, strict=True))
-        way = dose * torch.cat((ours, -theirs))
         error = math.sqrt((ours.var() / len(ours) + theirs.var() / len(theirs)).item())
-        return Outcome(dose, ours.mean().item(), theirs.mean().item(), error, (way < 0).double().mean().item())
+        return Outcome(
+            dose, ours.mean().item(), theirs.mean().item(), error, (dose * (ours - theirs) < 0).double().mean().item()
+        )
 
     @torch.no_grad()
     def untouched(self, vectors: Vectors) -> bool:
@@ -158,6 +159,16 @@ class Measured:
                 f"token: {full.cost:+.4f}.{self._cheaper()}",
             ),
         ]
+
+    def remark(self) -> str:
+        """Where an effect comes only from what it takes away from the negative texts; else empty."""
+        full = self.curve[-1]
+        if full.effect <= 0 or full.positive > 0:
+            return ""
+        return (
+            f"At dose {full.dose:g} the positive texts became less likely too ({full.positive:+.4f}): the effect is "
+            f"that the negative ones lost more ({full.negative:+.4f})."
+        )
 
     def _above(self, name: str, controls: Sequence[Outcome], what: str) -> Criterion:
         """Whether the effect is above what controls of equal norm do by chance."""

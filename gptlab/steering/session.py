@@ -161,6 +161,8 @@ def _print(measured: Measured | None, text: str) -> None:
         console.print(page.as_table(measured))
         for criterion in measured.criteria():
             console.print(f"{'met    ' if criterion.met else 'not met'}  {criterion.sentence}", markup=False)
+        if remark := measured.remark():
+            console.print(remark, markup=False)
     print(harmless(text) if sys.stdout.isatty() else text)
 
 
