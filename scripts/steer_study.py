@@ -62,8 +62,11 @@ def one_seed(seed: int, out: Path, dose: float, words: list[str]) -> dict[str, A
     run = out / f"seed{seed}"
     recipe = {**RECIPE, **dict(word.split("=", 1) for word in words), "seed": str(seed)}
     settings = [f"{key}={value}" for key, value in recipe.items()]
-    if not (run / "summary.json").is_file():
+    begun = json.loads((run / "summary.json").read_text(encoding="utf-8")) if run.is_dir() else None
+    if begun is None:
         command("train", "data=text", f"data.path={out / 'mixture.txt'}", f"run_dir={run}", *settings)
+    elif begun["status"] != "done":
+        command("train", f"resume={run}")
     texts = ("--positive", str(out / "positive.txt"), "--negative", str(out / "negative.txt"))
     command("steer", str(run), *texts, "--dose", str(dose), "--out", str(run / "steer"))
     found: dict[str, Any] = json.loads((run / "steer" / "steering.json").read_text(encoding="utf-8"))

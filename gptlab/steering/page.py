@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-OUT = "projected out"
+OUT, GREYS = "projected out", (MUTED, BASELINE)
 COLUMNS = ("dose", "effect", "± 95%", "cost", "positive texts", "negative texts", "wrong way")
 
 
@@ -104,19 +104,16 @@ def _effect(measured: Measured, folder: Path) -> str:
     """The effect over the dose with its 95% interval, both sorts of texts, and the controls at the largest dose."""
     with canvas("effect") as figure:
         axes = _over_doses(figure, measured, "change in log-likelihood, nats per token")
-        doses = [one.dose for one in measured.curve]
         for name, color, style in (("positive", ARMS[2], "--"), ("negative", ARMS[1], ":")):
             shifts = [getattr(one, name) for one in measured.curve]
-            axes.plot(doses, shifts, style, color=color, linewidth=1.2, label=f"{name} texts")
-        errors = [1.96 * one.error for one in measured.curve]
-        effects = [one.effect for one in measured.curve]
-        axes.errorbar(doses, effects, errors, color=ARMS[0], marker="o", markersize=4, linewidth=1.8,
-                      label="effect: their difference")  # fmt: skip
-        marks = {"random": ("_", MUTED, 1.25), "shuffled": ("x", BASELINE, 1.55)}
-        for name, of in _controls(measured).items():
-            marker, color, aside = marks[name]
-            places = [one.dose * aside for one in of]  # beside the curve, not on it
-            axes.plot(places, [one.effect for one in of], marker, color=color, markersize=5, label=f"effects, {name}")
+            axes.plot(shifts, style, color=color, linewidth=1.2, label=f"{name} texts")
+        effects, errors = zip(*((one.effect, 1.96 * one.error) for one in measured.curve), strict=True)
+        places, look = range(len(effects)), {"color": ARMS[0], "marker": "o", "markersize": 4, "linewidth": 1.8}
+        axes.errorbar(places, effects, errors, label="effect: their difference", **look)
+        for aside, (name, marker), color in zip((0.5, 0.9), (("random", "_"), ("shuffled", "x")), GREYS, strict=True):
+            controls = [one.effect for one in _controls(measured)[name]]
+            beside = [places[-1] + aside] * len(controls)
+            axes.plot(beside, controls, marker, color=color, markersize=5, label=f"effects, {name}")
         axes.legend(frameon=False, fontsize=8.5, labelcolor=INK)
         return save(figure, "effect", folder)
 
@@ -125,21 +122,18 @@ def _cost(measured: Measured, folder: Path) -> str:
     """The cost over the dose, and the most that is affordable."""
     with canvas("cost") as figure:
         axes = _over_doses(figure, measured, "rise of the loss on both texts, nats per token")
-        doses, costs = [one.dose for one in measured.curve], [one.cost for one in measured.curve]
         axes.axhline(AFFORDABLE, color=MUTED, linewidth=1, linestyle=":")
-        axes.plot(doses, costs, color=ARMS[1], marker="o", markersize=4, linewidth=1.8)
+        axes.plot([one.cost for one in measured.curve], color=ARMS[1], marker="o", markersize=4, linewidth=1.8)
         return save(figure, "cost", folder)
 
 
 def _over_doses(figure: Figure, measured: Measured, label: str) -> Axes:
-    """Axes over doses of both signs, each as far from the next as the next from the one after."""
+    """Axes over the doses, which double outwards, one after another."""
     axes = figure.add_subplot()
     doses = [one.dose for one in measured.curve]
-    axes.set_xscale("symlog", base=2, linthresh=min(dose for dose in doses if dose > 0), linscale=1)
-    axes.set_xticks(doses, [f"{dose:.3g}" for dose in doses], fontsize=8)
-    axes.minorticks_off()
+    axes.set_xticks(range(len(doses)), [f"{dose:.3g}" for dose in doses], fontsize=7.5)
     axes.axhline(0, color=MUTED, linewidth=0.8)
-    axes.axvline(0, color=MUTED, linewidth=0.8)
+    axes.axvline(doses.index(0), color=MUTED, linewidth=0.8)
     axes.set(xlabel="dose, in mean norms of the residual stream", ylabel=label)
     axes.grid(axis="y")
     return axes
