@@ -174,6 +174,8 @@ def test_a_dose_is_added_to_every_token_after_its_layer() -> None:
     _, by_hand = streams_by_hand(model, tokens, {layer: -0.7 * shift for layer, shift in shifts.items()})
     assert torch.allclose(steered, by_hand)
     assert not torch.allclose(steered, model(tokens)), "hooks are gone, and had an effect"
+    x = torch.tensor([-0.0, 1.0])
+    assert added({0: torch.ones(2)}, 0.0)[point(0)](x) is x, "-0.0 + 0.0 would be another bit"
 
 
 def test_what_is_projected_out_is_gone_and_nothing_else() -> None:

@@ -56,7 +56,7 @@ class Outcome:
     @property
     def cost(self) -> float:
         """How much the loss rose on both sorts of texts together."""
-        return -(self.positive + self.negative) / 2
+        return 0.0 - (self.positive + self.negative) / 2  # no -0.0
 
     def numbers(self) -> dict[str, float]:
         """All of them by name."""
