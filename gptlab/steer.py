@@ -13,7 +13,7 @@ def main(argv: list[str]) -> None:
     parser = exits.Parser(prog="gptlab steer", description=__doc__.partition(": ")[2])
     parser.add_argument("run", help="a run directory, or latest")
     parser.add_argument("--positive", metavar="TEXT", help="a file or folder of texts to steer towards (.txt .jsonl)")
-    parser.add_argument("--negative", metavar="TEXT", help="and away from; half of both finds, half is held out")
+    parser.add_argument("--negative", metavar="TEXT", help="and away from; half of both finds, the other half measures")
     parser.add_argument("--lines", action="store_true", help="every line of them is a text of its own")
     parser.add_argument("--window", type=int, help="tokens of a passage at most (default block_size)")
     parser.add_argument("--passages", type=int, default=128, help="of each at most, evenly over it (default 128)")
@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--direction", action="append", metavar="FILE[:WEIGHT]", help="one saved before; several add up"
     )
-    parser.add_argument("--dose", type=float, default=1.0, help="in mean residual norms; below 0: away (default 1)")
+    parser.add_argument("--dose", type=float, default=0.25, help="in mean residual norms; below 0: away (default 0.25)")
     parser.add_argument("--prompt", default="", help="what texts begin with; empty: the border between documents")
     parser.add_argument("--tokens", type=int, help="new tokens (default 150, or as many as the position allows)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token (default 0.8)")

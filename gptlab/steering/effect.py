@@ -54,6 +54,11 @@ class Outcome:
         return self.positive - self.negative
 
     @property
+    def interval(self) -> float:
+        """Half of the 95% interval of the effect."""
+        return 1.96 * self.error
+
+    @property
     def cost(self) -> float:
         """How much the loss rose on both sorts of texts together."""
         return 0.0 - (self.positive + self.negative) / 2  # no -0.0
@@ -149,8 +154,9 @@ class Measured:
             self._above("shuffled", self.shuffled, "directions found from shuffled labels"),
             Criterion(
                 "reverses",
-                opposite.effect < 0,
-                f"At dose {opposite.dose:g} the effect has the other sign: {opposite.effect:+.4f}.",
+                opposite.effect < -opposite.interval,
+                f"At dose {opposite.dose:g} the effect has the other sign, and 0 is not in its 95% interval: "
+                f"{opposite.effect:+.4f} ± {opposite.interval:.4f}.",
             ),
             Criterion(
                 "affordable",

@@ -93,7 +93,7 @@ def rows(measured: Measured) -> list[tuple[str, ...]]:
 
 def _row(label: str, one: Outcome, wrong: str) -> tuple[str, ...]:
     shifts = (f"{number:+.4f}" for number in (one.cost, one.positive, one.negative))
-    return (label, f"{one.effect:+.4f}", f"{1.96 * one.error:.4f}", *shifts, wrong)
+    return (label, f"{one.effect:+.4f}", f"{one.interval:.4f}", *shifts, wrong)
 
 
 def _controls(measured: Measured) -> dict[str, Sequence[Outcome]]:
@@ -107,7 +107,7 @@ def _effect(measured: Measured, folder: Path) -> str:
         for name, color, style in (("positive", ARMS[2], "--"), ("negative", ARMS[1], ":")):
             shifts = [getattr(one, name) for one in measured.curve]
             axes.plot(shifts, style, color=color, linewidth=1.2, label=f"{name} texts")
-        effects, errors = zip(*((one.effect, 1.96 * one.error) for one in measured.curve), strict=True)
+        effects, errors = zip(*((one.effect, one.interval) for one in measured.curve), strict=True)
         places, look = range(len(effects)), {"color": ARMS[0], "marker": "o", "markersize": 4, "linewidth": 1.8}
         axes.errorbar(places, effects, errors, label="effect: their difference", **look)
         for aside, (name, marker), color in zip((0.5, 0.9), (("random", "_"), ("shuffled", "x")), GREYS, strict=True):
