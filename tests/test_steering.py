@@ -385,7 +385,7 @@ def test_the_door_writes_a_table_a_text_and_a_page_that_needs_no_network(run: Pa
 def test_unsteered_text_is_that_of_gptlab_sample(run: Path, tmp_path: Path) -> None:
     from gptlab import sample
 
-    steer(run, "--prompt", "the ", "--seed", "3", "--out", str(tmp_path))
+    steer(run, "--dose", "2", "--prompt", "the ", "--seed", "3", "--out", str(tmp_path))
     found = json.loads((tmp_path / "steering.json").read_text())
     plain = tiny.call(sample, str(run), "--prompt", "the ", "--seed", "3", "--tokens", "12", "--device", "cpu").out
     assert found["samples"]["0"] == plain.removesuffix("\n")
