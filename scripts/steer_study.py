@@ -1,6 +1,6 @@
 """Does a direction between two texts steer? Several models on a mixture of both, each steered on parts it never saw.
 
-    python scripts/steer_study.py --positive verse.txt --negative prose.txt [--seeds 0,1,2] [--dose 0.25] [KEY=VALUE]
+    python scripts/steer_study.py --positive verse.txt --negative prose.txt [--seeds 0,1,2] [--dose 0.125] [KEY=VALUE]
 
 docs/steering.md says what is measured. Further words go to `gptlab train`. Exit code 1 when a seed misses a criterion.
 """
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--positive", type=Path, required=True, help="a text file")
     parser.add_argument("--negative", type=Path, required=True, help="another")
     parser.add_argument("--seeds", default="0,1,2", help="of training (default 0,1,2)")
-    parser.add_argument("--dose", type=float, default=0.25, help="in mean residual norms (default 0.25)")
+    parser.add_argument("--dose", type=float, default=0.125, help="in mean residual norms (default 0.125)")
     parser.add_argument("--out", type=Path, default=Path("runs/steer_study"), help="a folder; done runs in it stay")
     options, words = parser.parse_known_args()
     options.out.mkdir(parents=True, exist_ok=True)

@@ -108,8 +108,9 @@ def _effect(measured: Measured, folder: Path) -> str:
             shifts = [getattr(one, name) for one in measured.curve]
             axes.plot(shifts, style, color=color, linewidth=1.2, label=f"{name} texts")
         effects, errors = zip(*((one.effect, one.interval) for one in measured.curve), strict=True)
-        places, look = range(len(effects)), {"color": ARMS[0], "marker": "o", "markersize": 4, "linewidth": 1.8}
-        axes.errorbar(places, effects, errors, label="effect: their difference", **look)
+        places = range(len(effects))
+        axes.errorbar(places, effects, errors, color=ARMS[0], marker="o", markersize=4, linewidth=1.8,
+                      label="effect: their difference")  # fmt: skip
         for aside, (name, marker), color in zip((0.5, 0.9), (("random", "_"), ("shuffled", "x")), GREYS, strict=True):
             controls = [one.effect for one in _controls(measured)[name]]
             beside = [places[-1] + aside] * len(controls)
