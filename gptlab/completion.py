@@ -61,7 +61,7 @@ def candidates(line: str, study: type | None = None) -> list[str]:
         found = [*_studies(), *recent()]
     elif before[0] == "watch":
         found = ["latest", *_studies(), *recent()]
-    elif before[0] in ("sample", "evaluate", "look", "export"):
+    elif before[0] in ("sample", "evaluate", "look", "export", "steer"):
         found = ["latest", *recent()]
     elif before[0] == "completion":
         found = list(SCRIPTS)

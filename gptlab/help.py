@@ -29,6 +29,7 @@ VERBS = {
     "watch": "follow runs in the browser as they train",
     "look": "look inside a model: attention maps, logit lens, attribution, heads, and more",
     "export": "write a run as a directory that transformers opens",
+    "steer": "add a direction to the residual stream: what it does, what it costs, what is then written",
     "study": "arms and seeds, run and judged: is it better?",
     "compare": "runs side by side: effects, intervals, verdicts, a page",
     "tune": "search for hyper-parameters",

@@ -1,0 +1,170 @@
+"""What `gptlab steer` does: a direction found or read, measured on held-out texts, written with, and put on a page."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from gptlab import activations
+from gptlab.config import require
+from gptlab.display import harmless
+from gptlab.hardware import choose_device
+from gptlab.model import GPT
+from gptlab.rundir import load
+from gptlab.rundirs import find
+from gptlab.sampling import Draw, check_length, generate, prompt_ids
+from gptlab.steering import page
+from gptlab.steering.direction import Direction, Edits, added, combine, projected_out
+from gptlab.steering.effect import Measured, doses, measure
+from gptlab.steering.finding import RULES, look
+from gptlab.steering.passages import LEAST, Passages, halves
+from gptlab.tokenizer import Tokenizer
+from gptlab.writing import continuations
+
+N_TOKENS = 150  # a text's length where none is asked for
+Weighted = Sequence[tuple[Direction, float]]
+
+
+def steer(options: argparse.Namespace, words: Sequence[str]) -> None:
+    """Do what `gptlab steer` was asked for in `words`."""
+    _check(options)
+    run_dir, device = find(options.run), choose_device(options.device)
+    model, tokenizer = load(run_dir, note=_say)
+    model.to(device)
+    parts = [_saved(word, model) for word in options.direction or []]
+    layers = {direction.layer for direction, _ in parts} or {_layer(options.layer, model)}
+    rule = RULES[options.method or "mean"]
+    write, console = _writer(model, tokenizer, options), Console(stderr=True)
+    texts, measured = _texts(options, tokenizer, options.window or model.config.block_size), None
+    if texts:
+        with console.status("measuring"):
+            streams = look(model, texts[0], layers, options.batch)
+            parts = parts or [(stream.direction(rule), 1.0) for stream in streams.values()]
+            measured = measure(model, texts[1], parts, streams, rule, dose=options.dose, batch=options.batch)
+    with console.status("writing"):
+        samples = {_label(dose): write(added(combine(parts), dose)) for dose in doses(options.dose)}
+        samples[page.OUT] = write(projected_out([direction for direction, _ in parts]))
+    out = options.out or run_dir / "steer" / _name(options, layers)
+    if not options.direction:
+        parts[0][0].save(out / "direction.safetensors", {"method": options.method or "mean", "run": run_dir})
+    facts = _facts(options, run_dir, parts, texts, device)
+    _print(measured, samples[_label(options.dose)])
+    print(page.write(out, facts, measured, samples, f"gptlab steer {shlex.join(words)}"))
+
+
+def _check(options: argparse.Namespace) -> None:
+    """ConfigError for what cannot be, before anything is read."""
+    texts = (options.positive, options.negative)
+    require((texts[0] is None) == (texts[1] is None), "--positive and --negative go together: give both, or neither.")
+    require(
+        texts[0] is not None or bool(options.direction),
+        "A direction is found between two texts, or read: give --positive and --negative, or --direction.",
+    )
+    require(
+        not options.direction or (options.layer, options.method) == (None, None),
+        "--layer and --method are about finding a direction, but --direction gives one: leave them out.",
+    )
+    require(
+        math.isfinite(options.dose) and options.dose != 0,
+        f"--dose must be a number other than 0, but is {options.dose}: dose 0, which changes nothing, is always there.",
+    )
+    require(options.window is None or options.window >= 2, f"--window must be at least 2, but is {options.window}.")
+    require(options.passages >= LEAST, f"--passages must be at least {LEAST}, but is {options.passages}.")
+    require(options.batch >= 1, f"--batch must be at least 1, but is {options.batch}.")
+    require(options.tokens is None or options.tokens >= 1, f"--tokens must be at least 1, but is {options.tokens}.")
+
+
+def _saved(word: str, model: GPT) -> tuple[Direction, float]:
+    """A direction and its weight, from FILE or FILE:WEIGHT."""
+    path, weight = re.fullmatch(r"(.*?)(?::([-+]?(?:\d+\.?\d*|\.\d+)))?", word, re.DOTALL).groups()  # type: ignore[union-attr]
+    direction = Direction.load(Path(path).expanduser())
+    direction.check(model, path)
+    return direction, float(weight or 1)
+
+
+def _layer(wanted: int | None, model: GPT) -> int:
+    """The layer after which to steer, by a Python index; unless asked for, the one that ends the first half."""
+    n = len(model.blocks)
+    require(n > 0, "Steering needs a layer, but this model has none: take a run with model.n_layer=1 or more.")
+    wanted = (n - 1) // 2 if wanted is None else wanted
+    require(-n <= wanted < n, f"--layer must be {-n} to {n - 1} in this model, but is {wanted}.")
+    return wanted % n
+
+
+def _texts(options: argparse.Namespace, tokenizer: Tokenizer, window: int) -> tuple[Passages, Passages] | None:
+    if options.positive is None:
+        return None
+    given = (options.positive, options.negative)
+    return halves(tokenizer, *given, window=window, at_most=options.passages, lines=options.lines)
+
+
+def _writer(model: GPT, tokenizer: Tokenizer, options: argparse.Namespace) -> Callable[[Edits], str]:
+    """What writes a text with edits in place, always from the same random numbers. What cannot be is refused now."""
+    prompt, draw = prompt_ids(tokenizer, options.prompt), Draw(options.temperature)
+    room = N_TOKENS if model.position.limit is None else model.position.limit + 1 - len(prompt)
+    n_tokens = options.tokens or max(1, min(N_TOKENS, room))
+    check_length(model, len(prompt), n_tokens)
+
+    def text(edits: Edits) -> str:
+        with activations.edit(model, edits):
+            drawn = generate(model, prompt, n_tokens, draw=draw, seeds=[options.seed])
+            return options.prompt + "".join(piece for _, piece in continuations(tokenizer, drawn, 1))
+
+    return text
+
+
+def _label(dose: float) -> str:
+    return f"{dose:g}"
+
+
+def _name(options: argparse.Namespace, layers: set[int]) -> str:
+    """A folder for what was asked: asked again, it is written again."""
+    if options.direction:
+        return "_".join(re.sub(r"[^\w.+-]+", "-", word) for word in options.direction)
+    (layer,) = layers
+    return f"{Path(options.positive).stem}_{Path(options.negative).stem}_layer{layer}_{options.method or 'mean'}"
+
+
+def _facts(
+    options: argparse.Namespace, run_dir: Path, parts: Weighted, texts: tuple[Passages, Passages] | None, device: Any
+) -> Mapping[str, Any]:
+    """What it was done with."""
+    halved = {"found on": texts[0], "held out": texts[1]} if texts else {}
+    return {
+        "run": str(run_dir),
+        "positive": options.positive,
+        "negative": options.negative,
+        "directions": [
+            {"from": word, "weight": weight, "layer": direction.layer, "residual norm": direction.norm}
+            for word, (direction, weight) in zip(options.direction or [options.method or "mean"], parts, strict=True)
+        ],
+        **{what: f"{len(half.positive)} passages of each" for what, half in halved.items()},
+        "prompt": options.prompt,
+        "seed": options.seed,
+        "temperature": options.temperature,
+        "device": str(device),
+    }
+
+
+def _print(measured: Measured | None, text: str) -> None:
+    """The table and the criteria, then the text at the dose asked for."""
+    console = Console(highlight=False)
+    if measured:
+        console.print(page.as_table(measured))
+        for criterion in measured.criteria():
+            console.print(f"{'met    ' if criterion.met else 'not met'}  {criterion.sentence}", markup=False)
+        if remark := measured.remark():
+            console.print(remark, markup=False)
+    print(harmless(text) if sys.stdout.isatty() else text)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
