@@ -18,9 +18,7 @@ PACKAGE = ROOT / "gptlab"
 FILES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 ROW = re.compile(r"^  (\S+)\s{2,}(.+?)\s+(\d+)$", re.MULTILINE)
-ROWS = ROW.findall((ROOT / "docs" / "architecture.md").read_text("utf-8"))
-FLOORS = {name: int(floor) for name, _, floor in ROWS}
-
+FLOORS = {name: int(floor) for name, _, floor in ROW.findall((ROOT / "docs" / "architecture.md").read_text("utf-8"))}
 TALLEST = {"function": 60, "file": 400, "nesting": 3}
 NESTS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.FunctionDef)
 
