@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ import tiny
 
 from gptlab import report, watch
 from gptlab.errors import ConfigError
+from gptlab.watching import follow
 from gptlab.watching.follow import Lines, Runs, named
 from gptlab.watching.server import HOST, Quiet, Threads, application
 
@@ -72,6 +74,7 @@ def test_runs_rows_and_samples_are_those_of_the_directories(address: str, runs: 
     found = asked(f"{address}/api/rows?run=1")
     assert [row["step"] for row in found["rows"]] == [row["step"] for row in tiny.rows(runs / "seed1")]
     assert asked(f"{address}/api/rows?run=1&since={found['next']}&generation={found['generation']}")["rows"] == []
+    assert asked(f"{address}/api/rows?run=1&since=many&generation=0")["rows"] == found["rows"]
     samples = asked(f"{address}/api/samples?run=0")["samples"]
     assert [(row["step"], row["text"]) for row in samples] == [
         (row["step"], row["text"]) for row in tiny.rows(runs / "seed0", "samples.jsonl")
@@ -126,6 +129,19 @@ def test_a_run_that_goes_on_from_before_begins_again(tmp_path: Path) -> None:
     assert lines.generation == 1
 
 
+def test_two_pages_that_look_at_once_read_each_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1}\n{"step": 2}\n')
+    parsed, lines = follow._parsed, Lines(file)
+    monkeypatch.setattr(follow, "_parsed", lambda text: (time.sleep(0.05), parsed(text))[1])
+    threads = [threading.Thread(target=lines.look) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [row["step"] for row in lines.rows] == [1, 2]
+
+
 def test_a_run_that_comes_later_is_found(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs / "seed0", tmp_path / "a")
     found = Runs([tmp_path])
@@ -137,6 +153,12 @@ def test_a_run_that_comes_later_is_found(runs: Path, tmp_path: Path) -> None:
 def test_a_place_that_is_none_is_refused() -> None:
     with pytest.raises(ConfigError, match="There is no directory nowhere"):
         Runs(named(["nowhere"]))
+
+
+@pytest.mark.parametrize("port", ["-1", "65536"])
+def test_a_port_that_is_none_is_refused(port: str, runs: Path) -> None:
+    ended = tiny.call(watch, str(runs), f"--port={port}")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
 
 
 def test_a_port_that_is_taken_is_refused(address: str, runs: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,9 +28,14 @@ class Lines:
     generation: int = 0  # times that they began again
     at: int = 0  # bytes that were read
     file: int = 0  # its inode
+    lock: threading.Lock = field(default_factory=threading.Lock)  # a server looks from several threads
 
     def look(self) -> list[Row]:
         """All rows there are by now; a last line without its end is not one yet."""
+        with self.lock:
+            return self._look()
+
+    def _look(self) -> list[Row]:
         try:
             found = self.path.stat()
             if found.st_ino != self.file or found.st_size < self.at:
@@ -77,15 +83,15 @@ class Runs:
         for place in places:
             if not place.is_dir():
                 raise ConfigError(f"There is no directory {place}: name one of a run, a study or a sweep, or latest.")
-        self.places, self.known = list(places), dict[Path, Followed]()
+        self.places, self.known, self.lock = list(places), dict[Path, Followed](), threading.Lock()
 
     def look(self) -> list[Followed]:
         """All of them, those first that were found first."""
-        for place in self.places:
-            for path in _runs_in(place):
-                if path not in self.known:
-                    self.known[path] = Followed(path, _name(path, place))
-        return list(self.known.values())
+        with self.lock:
+            for place in self.places:
+                for path in _runs_in(place):
+                    self.known.setdefault(path, Followed(path, _name(path, place)))
+            return list(self.known.values())
 
     def one(self, number: str | None) -> Followed:
         """The run that a number stands for. ConfigError for any other word: no path comes from outside."""

@@ -7,8 +7,6 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gptlab import checkpoint
 from gptlab.errors import ConfigError
 from gptlab.inside import VIEWS, losses
@@ -66,7 +64,6 @@ class Looks:
         newest = checkpoint.newest(run)
         state = newest and (newest.name, newest.stat().st_mtime_ns)
         if run not in self.labs or self.labs[run][0] != state:
-            torch.set_grad_enabled(True)
             self.labs[run] = state, Lab(run, note=lambda line: None)
         return self.labs[run][1], state
 

@@ -13,6 +13,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import bottle
 
+from gptlab.config import require
 from gptlab.errors import ConfigError, GptlabError
 from gptlab.watching.follow import Runs
 from gptlab.watching.looks import OFFERED, WITH_TEXT, Looks
@@ -38,7 +39,8 @@ class Quiet(WSGIRequestHandler):
 
 
 def serve(runs: Runs, port: int, said: Callable[[str], None]) -> None:
-    """Serve until Ctrl-C. ConfigError where the port is taken."""
+    """Serve until Ctrl-C. ConfigError where the port is none, or taken."""
+    require(0 <= port <= 65535, f"--port must be from 0 to 65535, but is {port}.")
     try:
         server = make_server(HOST, port, application(runs), server_class=Threads, handler_class=Quiet)
     except OSError as error:
@@ -100,7 +102,7 @@ def _rows(runs: Runs, asked: bottle.FormsDict) -> dict[str, Any]:
     """The rows that the page does not have yet; all of them where a run began again."""
     lines = runs.one(asked.run).metrics
     rows = lines.look()
-    since = int(asked.since or 0) if asked.generation == str(lines.generation) else 0
+    since = int(asked.since) if asked.since.isdecimal() and asked.generation == str(lines.generation) else 0
     new = rows[since:]
     thin = max(1, len(new) // MOST)
     kept = [row for i, row in enumerate(new) if i % thin == 0 or "val/loss" in row]
