@@ -10,8 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
-import jinja2
-
+from gptlab import pages
 from gptlab.config import require
 from gptlab.errors import GptlabError
 from gptlab.files import write_atomically
@@ -21,6 +20,7 @@ from gptlab.lab import Lab, png
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+TEMPLATE = Path(__file__).parent / "inside" / "page.html"
 NEEDS = {"patch": "corrupted", "compare": "other"}  # what a view is not without
 INCH = 110  # pixels of a screen for an inch of a figure
 
@@ -85,13 +85,9 @@ def _picture(view: str, draw: Callable[[], Figure], folder: Path, must: bool) ->
 
 def _page(lab: Lab, text: str | None, pictures: list[Picture]) -> str:
     """One file, which needs no network and no scripts."""
-    loader = jinja2.PackageLoader("gptlab", "inside")
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     told = {
         "run": lab.path,
         "model": f"{len(lab.model.blocks)} layers, {lab.model.n_parameters():,} parameters",
         "text": text or "the beginning of validation",
     }
-    return environment.get_template("page.html").render(run=lab.path, told=told, pictures=pictures)
+    return pages.fill(TEMPLATE, run=lab.path, told=told, pictures=pictures)

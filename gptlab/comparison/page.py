@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 from markupsafe import Markup
 
+from gptlab import pages
 from gptlab.comparison import figures, table
 from gptlab.comparison.pairing import agreement
 from gptlab.comparison.records import Comparison, RunRecord, differences
@@ -109,12 +109,9 @@ def told(comparison: Comparison) -> list[str]:
 
 def render(comparison: Comparison, verdict: Verdict, ladder: Mapping[str, Verdict], drawn: Mapping[str, str]) -> str:
     """The page as text."""
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     records = list(comparison.records())
-    return environment.get_template("page.html").render(
+    return pages.fill(
+        Path(__file__).with_name("page.html"),
         comparison=comparison,
         verdict=verdict,
         plan=comparison.plan or {},

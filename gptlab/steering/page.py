@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from rich.table import Table
 
+from gptlab import pages
 from gptlab.comparison.drawing import ARMS, BASELINE, INK, MUTED, canvas, save
 from gptlab.files import write_atomically
 from gptlab.runlog import to_json
@@ -51,11 +51,8 @@ def render(
     figures: Mapping[str, str],
 ) -> str:
     """The page as text."""
-    template = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(template).render(
+    return pages.fill(
+        Path(__file__).with_name("page.html"),
         facts=facts,
         measured=measured,
         columns=COLUMNS,

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from gptlab import pages
 from gptlab.comparison.drawing import ARMS, BASELINE, INK, MUTED, canvas, save, short
 from gptlab.comparison.words import NONE, count, duration, memory, score
 from gptlab.files import write_atomically
@@ -238,10 +238,9 @@ def _draw_importance(axes: Axes, important: Mapping[str, float]) -> None:
 
 
 def _page(request: Request, found: list[Row], command: str | None, figure: str) -> str:
-    text = (Path(__file__).parent / "search.html").read_text(encoding="utf-8")
-    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text)
-    return template.render(
-        request=request, rows=[_cells(row) for row in found], command=command, figure=figure, confirm=CONFIRM
+    template = Path(__file__).with_name("search.html")
+    return pages.fill(
+        template, request=request, rows=[_cells(row) for row in found], command=command, figure=figure, confirm=CONFIRM
     )
 
 
