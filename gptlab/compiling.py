@@ -66,7 +66,7 @@ def takes_whole_steps() -> bool:
 
     able = hasattr(dynamo.config, "trace_autograd_ops")
     if able:
-        dynamo.config.trace_autograd_ops = True  # type: ignore[attr-defined]
+        setattr(dynamo.config, "trace_autograd_ops", True)  # noqa: B010  (torch 2.11 has no such name)
         logger = logging.getLogger("torch._dynamo.variables.ctx_manager")
         logger.setLevel(logging.ERROR)  # that torch.optim's marks for a profiler are gone is no news
     return able

@@ -106,7 +106,7 @@ def _tasks(names: list[str], folder: str | None) -> Tasks:
     return tasks
 
 
-class Judged(LM):  # type: ignore[misc]
+class Judged(LM):  # type: ignore[misc]  # the library has no types
     """A model and its tokenizer as the harness knows them. Log-probabilities are in nats."""
 
     def __init__(

@@ -91,7 +91,7 @@ where nobody asked for them, and Muon's stacks of matrices were not timed on a G
 transformers beside gptlab, tiny shakespeare's GPU recipe, several GPUs. Ready to be run:
 
 ```sh
-gptlab bench model=gpt2 model.dropout=0 trainer.batch_size=64 trainer.residual_in_fp32=false
+gptlab bench model=gpt2 model.vocab_size=50257 model.dropout=0 trainer.batch_size=64 trainer.residual_in_fp32=false
 gptlab bench model=gpt2 model.vocab_size=50304 model.dropout=0 trainer.batch_size=32 --profile
 python scripts/bench_against.py --nanogpt DIR --text FILE --device cuda --shape gpt2 --batch-size 32 --steps 200
 python scripts/bench_against.py --nanogpt DIR --text FILE --device cuda --shape gpu
@@ -262,7 +262,7 @@ def plugging(result: Result) -> str:
 SECTIONS: dict[str, tuple[str, Callable[[Result], str], str]] = {  # kind -> title, table, command that measures it
     "against": ("Training beside nanoGPT", against, "python scripts/bench_against.py --nanogpt DIR --text FILE"),
     "step": ("A step, and the GEMM limit", step, "gptlab bench"),
-    "gpu_variants": ("A step on a GPU", gpu_variants, "gptlab bench model=gpt2 model.dropout=0"),
+    "gpu_variants": ("A step on a GPU", gpu_variants, "gptlab bench model=gpt2 model.vocab_size=50257"),
     "plugging": ("What plugging costs", plugging, "python scripts/bench_plugging.py"),
     "startup": ("From the command to the first step", startup, "python scripts/bench_against.py ... --startup"),
     "memory": ("Memory", peaks, "python scripts/bench_against.py ... --memory"),

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -14,6 +15,7 @@ from gptlab.step import Batch, TrainState, train_step
 from gptlab.trainer import garbage_kept
 
 Batches = Callable[[int], Batch]
+Mark = Any  # a moment: seconds of the host, or an event of the device
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "p10": tenths[0], "p90": tenths[-1]}
 
 
-def _mark(cuda: bool) -> float | torch.cuda.Event:
+def _mark(cuda: bool) -> Mark:
     if not cuda:
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -65,7 +67,7 @@ def _mark(cuda: bool) -> float | torch.cuda.Event:
     return event
 
 
-def _between(a: float | torch.cuda.Event, b: float | torch.cuda.Event) -> float:
-    if isinstance(a, float) or isinstance(b, float):
-        return float(b) - float(a)  # type: ignore[arg-type]
-    return a.elapsed_time(b) / 1000
+def _between(a: Mark, b: Mark) -> float:
+    if isinstance(a, torch.cuda.Event):
+        return a.elapsed_time(b) / 1000
+    return b - a

@@ -39,11 +39,12 @@ def recomputed(
     more: dict[str, Any] = {}
     if selective:
         more["context_fn"] = partial(create_selective_checkpoint_contexts, KEPT)
+    y: Tensor
     y, shared, losses, metrics = checkpoint(run, x, use_reentrant=False, **more)
     context.shared.update(shared)
     context.losses.update(losses)
     context.metrics.update(metrics)
-    return y  # type: ignore[no-any-return]
+    return y
 
 
 def _copied(context: Context) -> Context:

@@ -84,10 +84,11 @@ def _check(options: argparse.Namespace) -> None:
 
 def _saved(word: str, model: GPT) -> tuple[Direction, float]:
     """A direction and its weight, from FILE or FILE:WEIGHT."""
-    path, weight = re.fullmatch(r"(.*?)(?::([-+]?(?:\d+\.?\d*|\.\d+)))?", word, re.DOTALL).groups()  # type: ignore[union-attr]
+    weighed = re.fullmatch(r"(.*):([-+]?(?:\d+\.?\d*|\.\d+))", word, re.DOTALL)
+    path, weight = weighed.groups() if weighed else (word, 1)
     direction = Direction.load(Path(path).expanduser())
     direction.check(model, path)
-    return direction, float(weight or 1)
+    return direction, float(weight)
 
 
 def _layer(wanted: int | None, model: GPT) -> int:
