@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from gptlab.errors import ConfigError, DataError
-from gptlab.tasks.draws import Array, Draws
-from gptlab.tasks.task import Questions
+from gptlab.tasks import Draws, Questions
+from gptlab.tasks.draws import Array
 from gptlab.text import Pair, PairSource
 from gptlab.tokenizer import Tokenizer
 
@@ -88,7 +88,7 @@ class Pairs:
         ids = [self._ids(pair) for pair in pairs]
         begins = np.cumsum([0, *(len(source) + len(target) for source, target in ids)])
         targets = begins[:-1] + np.array([len(source) for source, _ in ids])
-        return Rows(np.concatenate([part for pair in ids for part in pair]).astype(kind), begins, targets)
+        return Rows(np.array([i for pair in ids for part in pair for i in part], dtype=kind), begins, targets)
 
     def _ids(self, pair: Pair) -> tuple[list[int], list[int]]:
         """Source and separator, target and end. DataError where one of the two ids is in the text itself."""
