@@ -224,7 +224,9 @@ def test_a_run_shows_what_it_says_and_the_door_asks_more(home: Path) -> None:
         assert ended.out.startswith(f"{asked}\t{said.removesuffix('...')}"), ended.err
         wrong += verdict != "right"
     assert wrong < 4
-    assert tiny.call(sample, "r", "--greedy").err.startswith("gptlab: --prompt must be a source") or True
+    ended = tiny.call(sample, "r", "--greedy")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "--prompt must be a source" in ended.err
 
 
 def test_solved_is_the_share_that_greedy_decoding_says_exactly(home: Path) -> None:
@@ -288,5 +290,5 @@ def test_a_run_on_pairs_is_not_scored_as_a_text(home: Path) -> None:
 
 def test_weights_go_on_with_other_pairs(home: Path) -> None:
     assert tiny.run(*PAIRS, "run_dir=r", "tokenizer=byte").code == 0
-    ended = tiny.run(*PAIRS, "init=r", "run_dir=more", "data.separator=:")
+    ended = tiny.run(*PAIRS, "init=r", "run_dir=more", "tokenizer=byte", "data.separator=:")
     assert ended.code == 0, ended.err

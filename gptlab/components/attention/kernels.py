@@ -65,7 +65,8 @@ def attend_sdpa(
     assert sinks is None, "a plan with sinks is not for this kernel"
     n_new, n_seen = q.shape[2], k.shape[2]
     fresh = keys.live is None and not n_seen - n_new  # nothing held: queries and keys are the same tokens
-    ordered = bool(plan.causal and n_new > 1)  # one token alone sees all that there is
+    alone = not n_new - 1  # one token sees all that there is
+    ordered = bool(plan.causal) and not alone
     limited = plan.chunk is not None or (plan.window is not None and n_seen > plan.window) or keys.live is not None
     both_ways = plan.causal == "prefix" and queries.prefix is not None
     mask = None
