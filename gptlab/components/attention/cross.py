@@ -56,9 +56,9 @@ class Cross(Softmax):
         y = self.attend(self.q_norm(q), k, v, *_places(x, context.memory))
         return self.proj(self.gate(y, x).transpose(1, 2).flatten(2))
 
-    def new_cache(self, batch_size: int, max_len: int) -> None:
+    def new_cache(self, batch_size: int, max_len: int) -> Any:
         """Nothing of x is looked at again."""
-        return
+        return None
 
 
 def _places(x: Float[Tensor, "B T C"], memory: Encoded) -> tuple[Places, Places]:
