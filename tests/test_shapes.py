@@ -15,7 +15,7 @@ with install_import_hook("gptlab", "beartype.beartype"):
     from gptlab.conformance import SLOTS, cases_for
     from gptlab.components.attention import kernels
 
-kernels._flex_can_run = lambda q: False  # FlexAttention traces what it is given, and the checks cannot be traced
+kernels._flex_can_run = lambda q, v: False  # FlexAttention traces what it is given, and the checks cannot be traced
 torch.set_num_threads(1)
 ran = 0
 for slot in SLOTS:

@@ -22,7 +22,7 @@ from gptlab.registry import register
 
 @register("attention", "cross")
 class Cross(Softmax):
-    """Cross-attention: each token looks at all of another sequence, context.memory. Vaswani et al. 2017.
+    """Cross-attention: each token looks at all of another sequence. Vaswani et al. 2017, arXiv:1706.03762.
 
     Checked against torch.nn.MultiheadAttention.
     """

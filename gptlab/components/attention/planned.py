@@ -42,7 +42,7 @@ class Planned(Attention):
         n_group: int = 1,
         *,
         causal: Annotated[
-            bool | Literal["prefix"], "none sees a later token; prefix: but those of its source; false: all see all"
+            bool | Literal["prefix"], "no token sees a later one; prefix: but of its source; false: all see all"
         ] = True,
         window: Annotated[int | None, "tokens that a token may look away, itself included; null: all"] = None,
         chunk: Annotated[int | None, "tokens of a chunk, of which none looks into another; null: no chunks"] = None,

@@ -21,7 +21,7 @@ from gptlab.registry import register
 
 @register("block", "decoder")
 class Decoder(Block):
-    """The layer of a decoder that has an encoder: a third sublayer looks at what it put out. Vaswani et al. 2017."""
+    """Beside an encoder: a sublayer more, which looks at what that put out. Vaswani et al. 2017, arXiv:1706.03762."""
 
     places = frozenset({"before"})
     examples: ClassVar[dict[str, object]] = {"cross": {"name": "cross", "n_kv_head": 2}}
