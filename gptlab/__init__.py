@@ -7,13 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gptlab.config import ModelConfig as ModelConfig
+    from gptlab.lab import open as open
     from gptlab.model import GPT as GPT
     from gptlab.registry import register as register
     from gptlab.rundir import load as load
 
 __version__ = "0.1.0"
-__all__ = ["GPT", "ModelConfig", "load", "register"]
-_HOME = {"GPT": "gptlab.model", "ModelConfig": "gptlab.config", "load": "gptlab.rundir", "register": "gptlab.registry"}
+__all__ = ["GPT", "ModelConfig", "load", "open", "register"]
+_HOME = {
+    "GPT": "gptlab.model",
+    "ModelConfig": "gptlab.config",
+    "load": "gptlab.rundir",
+    "open": "gptlab.lab",
+    "register": "gptlab.registry",
+}
 
 
 def __getattr__(name: str) -> Any:

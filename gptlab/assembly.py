@@ -68,16 +68,17 @@ def make_state(config: RunConfig, source: Material, display: Display, *, fresh: 
     device = device_of(config)
     reduced = device.type == "cuda" and plan.precision != "fp32"  # what parts keep out of autocast: as TensorFloat-32
     torch.set_float32_matmul_precision("high" if reduced else "highest")
-    keep_freed_memory()
+    if device.type == "cpu":
+        keep_freed_memory()
     try:
         model = GPT(config.model, config.seed)
         if config.init and fresh:
             pretrained.fill(model, config.init, display.note)
         if config.lora.rank:
             lora.adapt(model, config.lora, config.seed)
-        model = model.to(device)
         model.recompute, model.residual_in_fp32 = plan.activation_checkpointing, plan.residual_in_fp32
-        parallel.spread(model, plan, device)
+        parallel.spread(model, plan, device)  # what is sharded comes to the device a block at a time
+        model = model.to(device)
     except GptlabError:
         raise
     except (RuntimeError, MemoryError) as error:
@@ -95,6 +96,11 @@ def make_state(config: RunConfig, source: Material, display: Display, *, fresh: 
     compiles = wants_compiling(plan.compile, device, work(state), display.note)
     plan.compile = str(compiles).lower()  # a run goes on as it began
     if compiles:
+        require(
+            plan.parallel != "fsdp" or plan.activation_checkpointing != "selective",
+            "trainer.activation_checkpointing=selective sees no products in blocks that are compiled one by one, as "
+            "trainer.parallel=fsdp has them: choose block, or trainer.compile=false.",
+        )
         compile_step(state, display.note)
     return state
 
@@ -107,7 +113,7 @@ def work(state: TrainState) -> float:
 def explained(error: BaseException) -> BaseException:
     """Out of memory, and what a disk refuses on the way, as a line about the training; anything else as it is."""
     if distributed.is_broken(error):
-        return LostRank()
+        return LostRank(error)
     words = ("out of memory", "can't allocate memory", "alloc_failed")
     exhausted = isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
     if isinstance(error, GptlabError):

@@ -123,6 +123,33 @@ class CompiledLoss:
             buffer.copy_(value)
 
 
+class CompiledBlock:
+    """A block's forward, compiled where it learns; the plain one elsewhere, and once compiling it has failed."""
+
+    def __init__(self, forward: Loss, note: Note) -> None:
+        self.plain, self.note = forward, note
+        self.current: Loss = torch.compile(forward)
+
+    def __call__(self, *args: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return self.plain(*args)
+        try:
+            return self.current(*args)
+        except Exception as error:
+            if self.current is self.plain or not _is_compilers(error):
+                raise
+            self.note(f"torch.compile failed ({_first_line(error)}): a block goes on without it.")
+            self.current = self.plain
+        return self.plain(*args)
+
+
+def compile_for_each_of(n: int) -> None:
+    """Let dynamo compile one function for so many layers that differ, where it would give up after eight."""
+    import torch._dynamo as dynamo
+
+    dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, 2 * n)
+
+
 def _is_compilers(error: Exception) -> bool:
     from torch._dynamo.exc import TorchDynamoException
 

@@ -59,7 +59,9 @@ def candidates(line: str, study: type | None = None) -> list[str]:
         found = [*_study(word, study), *_train(word, before[1:])]
     elif before[0] == "compare":
         found = [*_studies(), *recent()]
-    elif before[0] in ("sample", "evaluate", "export"):
+    elif before[0] == "watch":
+        found = ["latest", *_studies(), *recent()]
+    elif before[0] in ("sample", "evaluate", "look", "export"):
         found = ["latest", *recent()]
     elif before[0] == "completion":
         found = list(SCRIPTS)

@@ -32,7 +32,7 @@ class ModelConfig:
     embedding_norm: Any = None  # a norm of the embeddings, positions included; null: none
     logit_scale: float = 1.0  # factor of the logits
     logit_softcap: float | None = None  # bound c of the logits, c tanh(logit / c); null: none
-    z_loss: float = 0.0  # weight of the mean squared log of the softmax's denominator; 0 = none
+    z_loss: float = 0.0  # weight of the mean squared log of the softmax's denominator, for which all logits are held
     document_mask: bool = False  # a token sees its own document alone, and positions restart with it
     separator: int | None = None  # the id that ends a document, for document_mask; null: the tokenizer's
     source_end: int | None = None  # the id that ends a source, for attention.causal=prefix; a run has that of its data

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from gptlab.errors import ConfigError, GptlabError
+from gptlab.errors import ConfigError, GptlabError, LostRank, TrainingError
 
 Made = TypeVar("Made")
 TIMEOUT = timedelta(minutes=10)  # of what devices exchange: a rank that hangs ends the job after it
@@ -54,21 +55,30 @@ def joined(device: torch.device) -> Iterator[None]:
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise ConfigError(f"WORLD_SIZE is {n}, but {missing[0]} is not set: start ranks with torchrun, or unset it.")
+    shares_store = os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") != "1"
+    if shares_store and int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1 and _may_restart():
+        raise ConfigError(
+            "On several machines torchrun's restarts meet the store of those before: export "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun, or leave --max-restarts out."
+        )
     backend = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}.get(device.type)
     if backend is None:
         raise ConfigError(f"{n} ranks cannot train on {device.type}: choose trainer.device=cpu, or one process.")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store, here, n = next(rendezvous("env://", timeout=TIMEOUT))
-    if (
-        os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") != "1"
-    ):  # else the store still has what ranks before us left
+    if shares_store:  # it still has what ranks before us left
         store = PrefixStore(f"restart{_restarts()}", store)
     chip = device if device.type == "cuda" else None
     dist.init_process_group(backend, store=store, rank=here, world_size=n, timeout=TIMEOUT, device_id=chip)
     _hosts.append(dist.new_group(backend="gloo", timeout=PATIENCE))
     _ranks.update(size=n, rank=here)
-    yield
+    try:
+        yield
+    except RuntimeError as error:
+        if is_broken(error):
+            raise LostRank(error) from error
+        raise
     _hosts.clear()  # after an error the others may not be there to say goodbye to
     _ranks.update(size=1, rank=0)
     dist.destroy_process_group()
@@ -99,6 +109,10 @@ def restarted() -> bool:
 
 def _restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def _may_restart() -> bool:
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
 
 def total(x: Tensor) -> Tensor:
@@ -157,10 +171,10 @@ def one_per_machine_first(make: Callable[[], Made]) -> Made:
     return cast(Made, made) if early else make()
 
 
-def _tried(make: Callable[[], Made]) -> tuple[Made | None, GptlabError | None]:
+def _tried(make: Callable[[], Made]) -> tuple[Made | None, Exception | None]:
     try:
         return make(), None
-    except GptlabError as error:
+    except (GptlabError, OSError) as error:
         return None, error
 
 
@@ -172,16 +186,24 @@ def add_gradients(parameters: Iterable[Tensor]) -> None:
     if size() == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None and not is_part(p.grad)]
-    begun = [_begin_to_add(bucket) for bucket in _buckets(gradients)]
-    for bucket, flat, work in begun:
-        work.wait()
-        parts = flat.split([x.numel() for x in bucket])
-        torch._foreach_copy_(bucket, [part.view_as(x) for part, x in zip(parts, bucket, strict=True)])
+    on_their_way: deque[tuple[list[Tensor], Tensor, dist.Work]] = deque()
+    for bucket in _buckets(gradients):
+        on_their_way.append(_begin_to_add(bucket))
+        if len(on_their_way) > 1:
+            _end_adding(*on_their_way.popleft())
+    for begun in on_their_way:
+        _end_adding(*begun)
 
 
 def _begin_to_add(bucket: list[Tensor]) -> tuple[list[Tensor], Tensor, dist.Work]:
     flat = torch.cat([x.flatten() for x in bucket])
     return bucket, flat, cast(dist.Work, dist.all_reduce(flat, async_op=True))
+
+
+def _end_adding(bucket: list[Tensor], flat: Tensor, work: dist.Work) -> None:
+    work.wait()
+    parts = flat.split([x.numel() for x in bucket])
+    torch._foreach_copy_(bucket, [part.view_as(x) for part, x in zip(parts, bucket, strict=True)])
 
 
 def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -262,6 +284,8 @@ def _is_sharded(model: nn.Module) -> bool:
 
 def is_broken(error: BaseException) -> bool:
     """Whether an error says no more than that another rank is gone."""
+    if isinstance(error, GptlabError | TrainingError):  # which say so themselves
+        return False
     text = str(error)
     lost = "gloo" in text or "Connection closed by peer" in text or "Connection reset by peer" in text
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and lost)

@@ -31,9 +31,11 @@ class TrainingError(RuntimeError):
 class LostRank(TrainingError):
     """A training that cannot go on because another of its ranks has ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, seen: BaseException) -> None:
+        line = next(iter(str(seen).strip().splitlines()), type(seen).__name__)
         super().__init__(
-            "Another rank has ended, and this one cannot train on without it: what it or torchrun said is the cause."
+            "Another rank has ended or does not answer, and this one cannot train on without it: what it or torchrun "
+            f"said is the cause. Seen here: {line[:200]}"
         )
 
 

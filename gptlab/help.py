@@ -26,6 +26,8 @@ VERBS = {
     "train": "train a model, watch it, and let it write",
     "sample": "let the model of a run write",
     "evaluate": "loss, perplexity and bits per byte of a run on a split or a text",
+    "watch": "follow runs in the browser as they train",
+    "look": "look inside a model: attention maps, logit lens, attribution, heads, and more",
     "export": "write a run as a directory that transformers opens",
     "study": "arms and seeds, run and judged: is it better?",
     "compare": "runs side by side: effects, intervals, verdicts, a page",

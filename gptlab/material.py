@@ -271,7 +271,6 @@ class Paired(Answered):
 
     def __init__(self, config: RunConfig, source: PairSource, tokenizer: Tokenizer) -> None:
         super().__init__(config)
-        _check_settings(config, "pairs")
         self.pairs, self.tokenizer = Pairs(source, tokenizer), tokenizer
         self.fingerprint, self.length = self.pairs.fingerprint(), self.pairs.width
         require(
@@ -279,6 +278,7 @@ class Paired(Answered):
             f"model.block_size must cover every pair, but is {config.model.block_size}, and line "
             f"{self.pairs.longest.line} of {source.path} has {self.length} tokens: raise it to {self.length}.",
         )
+        _check_settings(config, "pairs", self.length)
         self.n_answer, self.levels = tokenizer.vocab_size, {0: math.log(tokenizer.vocab_size)}
         _end_sources(config, self.pairs.separator)
         self._fit_vocabulary()
@@ -320,8 +320,13 @@ class Paired(Answered):
         return f"{pair.source} -> {said}   {'right' if said == pair.target else f'not {pair.target}'}"
 
 
-def _check_settings(config: RunConfig, name: str) -> None:
-    """ConfigError for settings of text, where there is none."""
+def _check_settings(config: RunConfig, name: str, n_tokens: int) -> None:
+    """ConfigError for settings of text, where there is none but questions of so many tokens."""
+    require(
+        config.trainer.tokens_per_step is None or n_tokens == config.model.block_size,
+        f"trainer.tokens_per_step counts sequences of model.block_size tokens, but a question of data={name} has "
+        f"{n_tokens}: set model.block_size={n_tokens}, or say trainer.accumulate.",
+    )
     require(not config.model.document_mask, f"data={name} has no documents: leave model.document_mask out.")
     require(
         not config.trainer.sample_prompt, f"data={name} samples its own questions: leave trainer.sample_prompt out."
@@ -352,7 +357,7 @@ def _check_task(config: RunConfig, task: Task, tokenizer: Tokenizer, named: bool
         f"model.block_size must cover a question of {name}, {n_tokens} tokens, but is {config.model.block_size}: "
         f"raise it to {n_tokens}, or make the questions shorter.",
     )
-    _check_settings(config, task.name)
+    _check_settings(config, task.name, n_tokens)
 
 
 def _separator(tokenizer: Tokenizer, by_line: bool) -> int:

@@ -60,6 +60,11 @@ def spread(model: GPT, plan: TrainerConfig, device: torch.device) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
+    numbers = [name for name, p in model.named_parameters() if not p.dim()]
+    if numbers:
+        raise ConfigError(
+            f"trainer.parallel=fsdp cannot shard {numbers[0]}, a number: make its shape (1,), or use ddp."
+        )
     ranks, k = distributed.size(), plan.shard or distributed.size()
     mesh = init_device_mesh(device.type, (ranks // k, k), mesh_dim_names=("replicate", "shard"))
     if k == ranks:

@@ -51,7 +51,7 @@ def start(
     """
     config = rundir.whole(config)
     with distributed.joined(device_of(config)):
-        if distributed.restarted() and (begun := distributed.of_first(lambda: _begun_before(config))):
+        if distributed.restarted() and (begun := distributed.of_first(lambda: _begun_before(config, command))):
             return _go_on(Path(begun), {}, display)
         display = display or _own_display()
         run_dir = Path(distributed.of_first(lambda: str(rundirs.fresh(config.run_dir, config.name))))
@@ -69,10 +69,12 @@ def start(
         return run.train(), run_dir
 
 
-def _begun_before(config: RunConfig) -> str | None:
+def _begun_before(config: RunConfig, command: Mapping[str, Any]) -> str | None:
     """The directory of the run that this job has begun and not ended, where torchrun has started it again."""
     found = [config.run_dir] if config.run_dir else rundirs.recent()
-    return next((path for path in found if _read(Path(path) / rundir.COMMAND).get("job") == distributed.job()), None)
+    wanted = distributed.job(), command.get("overrides")
+    held = ((path, _read(Path(path) / rundir.COMMAND)) for path in found)
+    return next((path for path, its in held if (its.get("job"), its.get("overrides")) == wanted), None)
 
 
 def _job() -> dict[str, Any]:
@@ -169,6 +171,7 @@ class Run:
                 status = train(self.state, self._batch, actions, self._mfu)
                 self.saver.wait()
         except Pruned:
+            self.saver.finish()
             status = "pruned"
         except BaseException as error:
             if isinstance(error, Exception):  # what it has begun to write is worth having

@@ -44,15 +44,18 @@ class Draw:
         """What the next token is drawn from."""
         if self.temperature == 0:
             return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).float()
-        logits = logits.float() / self.temperature
+        logits = logits.float()
+        if self.temperature != 1:
+            logits = logits / self.temperature
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             least = logits.topk(self.top_k).values[:, -1:]
             logits = logits.masked_fill(logits < least, float("-inf"))
         if self.top_p is not None:
             logits = _keep_top_p(logits, self.top_p)
         p = logits.softmax(-1)
-        if self.min_p is not None:
-            p = p * (p >= self.min_p * p.max(-1, keepdim=True).values)
+        if self.min_p is None:
+            return p
+        p = p * (p >= self.min_p * p.max(-1, keepdim=True).values)
         return p / p.sum(-1, keepdim=True)
 
 

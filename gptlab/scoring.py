@@ -23,6 +23,16 @@ from gptlab.rundirs import find
 from gptlab.tokenizer import Tokenizer
 
 
+def dataset_of(run_dir: Path, tokenizer: Tokenizer) -> data.Dataset:
+    """The text that a run was trained on. DataError where its config finds another one now."""
+    dataset = data.prepare(registry.build("data", read_config(run_dir).data), tokenizer, report=_say)
+    if dataset.fingerprint != trained_on(run_dir):
+        raise DataError(
+            f"{run_dir} was trained on another text than its config finds now: bring that text back, or use --text."
+        )
+    return dataset
+
+
 def score(options: argparse.Namespace) -> None:
     """Print what `gptlab evaluate` was asked for."""
     require(options.batch >= 1, f"--batch must be at least 1, but is {options.batch}.")
@@ -51,12 +61,7 @@ def score(options: argparse.Namespace) -> None:
 
 def _split(run_dir: Path, tokenizer: Tokenizer, split: str) -> tuple[np.ndarray[Any, Any], int, dict[str, Any]]:
     """A split of the text that the run was trained on, with the ruler beside the validation split."""
-    config = read_config(run_dir)
-    dataset = data.prepare(registry.build("data", config.data), tokenizer, report=_say)
-    if dataset.fingerprint != trained_on(run_dir):
-        raise DataError(
-            f"{run_dir} was trained on another text than its config finds now: bring that text back, or use --text."
-        )
+    dataset = dataset_of(run_dir, tokenizer)
     about: dict[str, Any] = {"text": f"{split} split"}
     if split == "val":
         about["ruler"] = dict(enumerate(ngram.ruler(dataset, report=_say).val, start=1))

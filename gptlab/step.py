@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
 from gptlab import distributed
-from gptlab.compiling import CompiledLoss, Whole, replays, takes_whole_steps
+from gptlab.compiling import CompiledBlock, CompiledLoss, Whole, compile_for_each_of, replays, takes_whole_steps
 from gptlab.config import TrainerConfig
 from gptlab.data import IGNORE
 from gptlab.hardware import autocast
@@ -130,8 +131,9 @@ def compile_step(state: TrainState, note: Callable[[str], None]) -> None:
         state.loss = _Replayed(plain, note, mode="reduce-overhead")
         return
     if state.config.parallel == "fsdp":
+        compile_for_each_of(len(state.model.blocks))
         for block in state.model.blocks:
-            block.forward = torch.compile(block.forward)  # what gathers it stays outside, as its hooks
+            block.forward = CompiledBlock(block.forward, note)  # what gathers it stays outside, as its hooks
         return
     if state.device.type != "cpu" or state.n_micro_batches > 1 or not takes_whole_steps():
         state.loss = CompiledLoss(plain, note)
@@ -202,10 +204,15 @@ def update(state: TrainState, loss: Tensor) -> Tensor:
     return norm
 
 
+def rate(state: TrainState, step: int, group: Mapping[str, Any]) -> float:
+    """The learning rate of a group of parameters in a step."""
+    now: float = state.optimizer.defaults["lr"] * state.schedule(step)
+    return now * group.get("lr_scale", 1.0)
+
+
 def _set_rates(state: TrainState) -> None:
-    rate = state.optimizer.defaults["lr"] * state.schedule(state.step)
     for group in state.optimizer.param_groups:
-        now = rate * group.get("lr_scale", 1.0)
+        now = rate(state, state.step, group)
         if isinstance(group["lr"], Tensor):  # of a compiled step, for which a new number would be a new graph
             group["lr"].fill_(now)
         else:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from gptlab.errors import TrainingError
-from gptlab.step import Batch, TrainState, train_step
+from gptlab.step import Batch, TrainState, rate, train_step
 
 Meter = Callable[[float], Mapping[str, float]]  # tokens per second -> {"mfu": share of the peak}, or nothing
 Status = Literal["done", "interrupted", "pruned"]
@@ -99,7 +99,7 @@ def _measure(
 ) -> dict[str, Any]:
     """What a log row holds: the one place where the host waits for the device."""
     row = {f"train/{name}": value.item() for name, value in means.items()}
-    row |= {"lr": state.optimizer.param_groups[0]["lr"], "grad_norm": norm.item()}
+    row |= {"lr": rate(state, state.step - 1, state.optimizer.param_groups[0]), "grad_norm": norm.item()}
     _refuse_nonfinite(state)
     if state.n_bad:
         row["skipped_steps"] = state.n_bad

@@ -55,7 +55,9 @@ CPU it is by how much the process grew (Linux), beside all of the process.
 
 ## Threads and allocators
 
-Nothing of this is set by gptlab, and the figures below say where it was:
+On Linux a training on a CPU asks glibc (mallopt) to keep what a step frees: given back to the system it comes again
+page by page, a sixth of the time of some steps. Where a variable MALLOC_* or GLIBC_TUNABLES is set, gptlab leaves that
+alone. Nothing else of this kind is set, and the figures below say where it was:
 
 ```sh
 OMP_NUM_THREADS=2 gptlab train ...       # the physical cores that are free; more threads than cores wait by spinning
@@ -63,9 +65,9 @@ OMP_PROC_BIND=close OMP_PLACES=cores gptlab train ...       # threads stay where
 LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4 gptlab train ...      # Debian: libtcmalloc-minimal4
 ```
 
-PyTorch asks the C library for memory at each step of an eager CPU training; tcmalloc and jemalloc keep freed blocks at
-hand, which may pay for small steps. Try it with `gptlab bench` before and after. Two trainings on the same cores cost
-each other far more than half: `gptlab study` gives each point its share of the threads.
+tcmalloc and jemalloc keep freed blocks at hand too, of any size, which may pay still more. Try it with `gptlab bench`
+before and after. Two trainings on the same cores cost each other far more than half: `gptlab study` gives each point
+its share of the threads.
 """
 
 
@@ -123,7 +125,8 @@ def against(result: Result) -> str:
     recipe = result["recipe"]
     model = f"{recipe['n_layer']} layers, {recipe['n_head']} heads, {recipe['n_embd']} wide"
     fed = f"context {recipe['block_size']}, batch {recipe['batch_size']}, {recipe['steps']:,} steps"
-    head = f"{model}, {fed}; {len(result['rounds']['gptlab'])} rounds, {result['caches']} compiler caches."
+    head = f"{model}, {fed}; {len(result['rounds']['gptlab'])} rounds, {result['caches']} compiler caches"
+    head += f"; gptlab with `{' '.join(result['overrides'])}`." if result.get("overrides") else "; gptlab as it comes."
     names: dict[str, tuple[str, Callable[[float], str]]] = {
         "tokens_per_second": ("tokens/s", lambda x: f"{x:,.0f}"),
         "loss": ("validation loss, nats", lambda x: f"{x:.4f}"),

@@ -281,11 +281,12 @@ def test_the_page_says_what_the_results_say() -> None:
     assert write.PAGE.read_text("utf-8") == write.page(write.read()), "run python scripts/write_performance.py"
 
 
-def test_the_page_names_gpus_only_where_there_was_one() -> None:
+def test_a_table_names_the_machine_that_its_figures_are_of() -> None:
     write = script("write_performance")
-    assert "Never run there at all" in write.page([])
     told = {"versions": {"torch": "2", "python": "3"}, "machine": {"gpu": "NVIDIA H200", "cores": 1, "threads": 1}}
-    assert "Measured on NVIDIA H200" in write.page([{**told, "kind": "other"}])
+    assert "NVIDIA H200, 1 cores" in write.where(told)
+    assert "NVIDIA" not in write.where({**told, "machine": {"gpu": None, "cpu": "EPYC", "cores": 1, "threads": 1}})
+    assert "Never run there at all" in write.page([])
 
 
 def test_every_kind_of_figures_has_a_place_on_the_page() -> None:
@@ -310,6 +311,8 @@ def test_every_kind_of_figures_has_a_place_on_the_page() -> None:
          "ratio": {"nanogpt fp32 / nanogpt fp32": both}},
         {**at, "kind": "against_decode", "sizes": {**recipe, "vocab_size": 65}, "precision": "fp32", "tokens": 200,
          "rounds": {side: [one] for side in sides}, "ratio": {"gptlab / nanogpt": both}},
+        {**at, "kind": "gpu_variants", "what": "one step", "how": "By events.", "commit": "the first",
+         "variants": [{"name": "plain", "seconds": 0.1, "tokens_per_second": 5e5, "mfu": 0.4, "memory": 10**9}]},
     ]  # fmt: skip
     page = write.page(made)
     assert {write.kind_of(result) for result in made} == set(write.SECTIONS) - {"plugging"}

@@ -10,8 +10,9 @@ import pytest
 import tiny
 import torch
 
-from gptlab import checkpoint, distributed, parallel, report, rundir
+from gptlab import checkpoint, distributed, parallel, registry, report, rundir
 from gptlab.config import TrainerConfig, from_dict
+from gptlab.conformance import SLOTS, cases_for
 from gptlab.errors import ConfigError
 
 TESTS = Path(__file__).parent
@@ -21,11 +22,13 @@ WAYS = {  # run directory -> what is trained there by one process, by two ranks,
     "adamw": ([], []),
     "ddp": ([], ["trainer.parallel=ddp", "trainer.save=async"]),
     "fsdp": ([], ["trainer.parallel=fsdp"]),
+    "compiled": ([], ["trainer.parallel=fsdp", "trainer.compile=true"]),
     "muon": (["optimizer=muon", "model.tie_weights=true"], ["trainer.parallel=fsdp", "trainer.save=async"]),
     "adafactor": (["optimizer=adafactor"], ["trainer.parallel=fsdp"]),
     "lion": (["optimizer=lion"], ["trainer.parallel=fsdp"]),
     "sgd": (["optimizer=sgd"], ["trainer.parallel=fsdp"]),
     "moe": (["model/mlp=moe", "model.mlp.balance=bias", "position=t5"], ["trainer.parallel=fsdp"]),
+    "unet": (["model/block=unet", "position=fire"], ["trainer.parallel=fsdp"]),
     "dropout": (["model.dropout=0.2"], []),  # of the same micro-batches
     "task": (["data=sort", "data.n_val=10", "model.block_size=64"], []),
 }
@@ -40,6 +43,15 @@ def batch(self, step):
 run.Run._batch = batch
 exits.run(train.main, sys.argv[1:])
 """
+
+
+VARIANTS = [(slot, name) for slot in SLOTS for name in registry.names(slot)]
+
+
+@pytest.mark.parametrize(("slot", "name"), VARIANTS, ids=map("/".join, VARIANTS))
+def test_no_parameter_is_a_number_which_could_not_be_sharded(slot: str, name: str) -> None:
+    model = cases_for(slot, name)[-1].untouched
+    assert [key for key, p in model.named_parameters() if not p.dim()] == []
 
 
 def torchrun(n: int, *arguments: str, cwd: Path) -> tiny.Ended:

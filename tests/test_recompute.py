@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptlab import GPT, ModelConfig
 
+aten = torch.ops.aten
 SIZES = {"vocab_size": 37, "block_size": 16, "n_layer": 3, "n_head": 2, "n_embd": 16}
 MODELS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -39,6 +41,49 @@ def test_what_is_computed_again_is_the_same(name: str, recompute: str) -> None:
     plain, again = (_losses_and_gradients(MODELS[name], how) for how in ("none", recompute))
     assert again[0].keys() == plain[0].keys()
     torch.testing.assert_close(again, plain, rtol=1e-12, atol=1e-14)
+
+
+class _Products(TorchDispatchMode):
+    """Counts the matrix products that are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.n += func in (aten.mm.default, aten.addmm.default, aten.bmm.default)
+        return func(*args, **(kwargs or {}))
+
+
+def _products_of_a_backward_pass(recompute: str) -> int:
+    gpt = GPT(ModelConfig(**SIZES, attention="vanilla"))
+    gpt.recompute = recompute
+    tokens = torch.zeros(2, 16, dtype=torch.long)
+    total, _, _ = gpt.loss(tokens, tokens)
+    with _Products() as products:
+        total.backward()
+    return products.n
+
+
+def test_selective_computes_no_product_again_and_block_all_of_them() -> None:
+    plain, selective, block = map(_products_of_a_backward_pass, ("none", "selective", "block"))
+    assert selective == plain
+    assert block >= plain + 3 * 6  # of each layer: qkv, scores, values, projection, two of the MLP
+
+
+@pytest.mark.parametrize("recompute", ["selective", "block"])
+@pytest.mark.parametrize("name", ["plain", "moe", "streams", "values of the first layer"])
+def test_a_compiler_takes_it_into_one_graph(name: str, recompute: str) -> None:
+    gpt = GPT(ModelConfig(**SIZES, **MODELS[name], init_std=0.3))
+    gpt.recompute = recompute
+    tokens = torch.randint(37, (2, 17), generator=torch.Generator().manual_seed(1))
+    torch.compiler.reset()
+    step = torch.compile(gpt.loss, fullgraph=True, backend="aot_eager")
+    results = []
+    for loss in (gpt.loss, step):
+        total, losses, _ = loss(tokens[:, :-1], tokens[:, 1:])
+        results.append(torch.autograd.grad(total + sum(losses.values()), list(gpt.parameters()), allow_unused=True))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
 
 
 def test_less_is_kept_for_the_backward_pass() -> None:

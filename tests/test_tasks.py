@@ -342,6 +342,7 @@ def test_a_part_of_validation_is_a_half_of_its_questions(home: Path) -> None:
 
 
 REFUSED = {
+    ("trainer.tokens_per_step=4096", "model.block_size=64"): "trainer.tokens_per_step counts sequences of",
     ("tokenizer=char",): "data=copy brings its own symbols, so tokenizer=char cannot choose others: leave it out.",
     ("tokenizer=byte",): "so tokenizer=byte cannot choose others",
     ("model.block_size=5",): "model.block_size must cover a question of data=copy, 6 tokens, but is 5: raise it to 6",

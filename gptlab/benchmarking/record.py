@@ -20,7 +20,8 @@ from gptlab.runlog import strict
 
 FILE = "bench.json"
 TOLD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY", "LD_PRELOAD",
-        "PYTORCH_CUDA_ALLOC_CONF")  # fmt: skip
+        "PYTORCH_CUDA_ALLOC_CONF", "GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_",
+        "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")  # fmt: skip
 
 
 def folder(out: str | None) -> Path:

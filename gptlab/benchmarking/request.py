@@ -13,7 +13,7 @@ from gptlab.config import LAYER_SLOTS, require
 from gptlab.errors import ConfigError, did_you_mean
 
 SLOTS = (*LAYER_SLOTS, "optimizer")  # whose variants a step can tell apart
-IDLE = ("trainer.log_every", "trainer.eval_", "trainer.save_every", "trainer.sample_", "trainer.keep",
+IDLE = ("trainer.log_every", "trainer.eval_", "trainer.save", "trainer.sample_", "trainer.keep",
         "trainer.patience", "logger", "name")  # fmt: skip
 EPILOG = """examples:
   gptlab bench model=gpt2 trainer.batch_size=4 model.vocab_size=50304

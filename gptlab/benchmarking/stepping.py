@@ -17,7 +17,7 @@ from gptlab.benchmarking.request import Request
 from gptlab.benchmarking.subject import Lines, Say, Tree, flops, made, opened
 from gptlab.config import to_dict
 from gptlab.data import IGNORE
-from gptlab.hardware import autocast, peak_flops
+from gptlab.hardware import autocast, choose_device, peak_flops
 from gptlab.remarks import remarks
 from gptlab.step import TrainState
 
@@ -32,9 +32,8 @@ def bench(tree: Tree, asked: Request, folder: Callable[[], Path], say: Say) -> d
     display = Lines(say)
     config, source = opened(tree, display, asked.words)
     graphs.forget()
-    grown = Growth(torch.device("cpu"))
+    grown = Growth(choose_device(config.trainer.device))
     state = made(config, source, display)
-    grown = grown if state.device.type == "cpu" else Growth(state.device)
     per_token = flops(config, source, say)
     notes = remarks(state.model, state.device, state.precision, per_token)
     for line in notes:

@@ -19,6 +19,7 @@ from gptlab.optimizer.adamw import AdamW
 from gptlab.optimizer.rule import Group, Memory, Rule, Step, WeightDecay, must_be
 from gptlab.registry import register
 
+TOGETHER = 2**26  # entries of matrices that are made orthogonal in one go
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's: steep at 0, so that five steps bring singular values near 1
 
 
@@ -62,7 +63,9 @@ class Muon(AdamW):
         by = Rule if group["role"] == "matrix" else AdamW
         by.advance(self, parameters, group)
 
-    def directions(self, parameters: list[Tensor], gradients: list[Tensor], group: Group) -> Iterable[Step]:
+    def directions(
+        self, parameters: list[Tensor], gradients: list[Tensor], group: Group
+    ) -> Iterable[tuple[Tensor, Step]]:
         """orthogonal(m), or ahead of m by the gradient, times a scale that its shape decides; for the rest, AdamW's.
 
         Matrices of one shape are made orthogonal together.
@@ -70,26 +73,28 @@ class Muon(AdamW):
         if group["role"] != "matrix":
             yield from super().directions(parameters, gradients, group)
             return
-        buffers = [self.state[p]["momentum_buffer"] for p in parameters]
-        means = [m.lerp(g, 1 - group["momentum"]) for m, g in zip(buffers, gradients, strict=True)]
-        ahead = [g.lerp(m, group["momentum"]) for g, m in zip(gradients, means, strict=True)]
-        whole = [distributed.whole(x) for x in (ahead if group["nesterov"] else means)]  # no rank turns a part alone
-        for p, mean, turned in zip(parameters, means, _all_orthogonal(whole, group["ns_steps"]), strict=True):
-            rows, columns = p.shape[-2:]
-            scale = 0.2 * math.sqrt(max(rows, columns)) if group["match_rms"] else math.sqrt(max(1.0, rows / columns))
-            yield scale * distributed.like(turned, p), {"momentum_buffer": mean}
+        for alike in _stacks(list(zip(parameters, gradients, strict=True))):
+            means = [self.state[p]["momentum_buffer"].lerp(g, 1 - group["momentum"]) for p, g in alike]
+            ahead = [g.lerp(m, group["momentum"]) for (_, g), m in zip(alike, means, strict=True)]
+            stack = torch.stack([distributed.whole(x) for x in (ahead if group["nesterov"] else means)])
+            turned = _scale(stack, group["match_rms"]) * orthogonal(stack, group["ns_steps"])  # no rank turns a part
+            for (p, _), mean, x in zip(alike, means, turned, strict=True):
+                yield p, (distributed.like(x, p), {"momentum_buffer": mean})
 
 
-def _all_orthogonal(matrices: Sequence[Tensor], steps: int) -> list[Tensor]:
-    """Each orthogonal, in as many calls as there are shapes."""
-    of_shape: dict[torch.Size, list[int]] = {}
-    for i, matrix in enumerate(matrices):
-        of_shape.setdefault(matrix.shape, []).append(i)
-    turned = list(matrices)
-    for found in of_shape.values():
-        for i, one in zip(found, orthogonal(torch.stack([matrices[i] for i in found]), steps), strict=True):
-            turned[i] = one
-    return turned
+def _stacks(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterable[list[tuple[Tensor, Tensor]]]:
+    """Those of one shape, at most TOGETHER entries of them unless one alone has more."""
+    of_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+    for p, g in pairs:
+        of_shape.setdefault(p.shape, []).append((p, g))
+    for shape, found in of_shape.items():
+        n = max(1, TOGETHER // shape.numel())
+        yield from (found[i : i + n] for i in range(0, len(found), n))
+
+
+def _scale(matrices: Tensor, match_rms: bool) -> float:
+    rows, columns = matrices.shape[-2:]
+    return 0.2 * math.sqrt(max(rows, columns)) if match_rms else math.sqrt(max(1.0, rows / columns))
 
 
 def orthogonal(matrices: Float[Tensor, "*stack R C"], steps: int) -> Float[Tensor, "*stack R C"]:

@@ -90,15 +90,17 @@ class Rule(torch.optim.Optimizer):
         gradients = [p.grad for p in parameters if p.grad is not None]
         if grad_scale is not None:
             gradients = [gradient / grad_scale for gradient in gradients]
-        for p, (direction, memory) in zip(parameters, self.directions(parameters, gradients, group), strict=True):
+        for p, (direction, memory) in self.directions(parameters, gradients, group):
             after = (1 - group["lr"] * group["weight_decay"]) * p - group["lr"] * direction
             for old, new in ((p, after), *((self.state[p][key], value) for key, value in memory.items())):
                 old.copy_(new if self.found_inf is None else torch.where(self.found_inf > 0, old, new))
 
-    def directions(self, parameters: list[Tensor], gradients: list[Tensor], group: Group) -> Iterable[Step]:
-        """The `direction` of each, and its memory after it."""
+    def directions(
+        self, parameters: list[Tensor], gradients: list[Tensor], group: Group
+    ) -> Iterable[tuple[Tensor, Step]]:
+        """Each parameter with its `direction` and its memory after it, in any order."""
         for p, gradient in zip(parameters, gradients, strict=True):
-            yield self.direction(p, gradient, self.state[p], group)
+            yield p, self.direction(p, gradient, self.state[p], group)
 
     def memory(self, p: Tensor, group: Group) -> Memory:
         """What is remembered of a parameter before its first step."""

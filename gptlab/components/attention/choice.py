@@ -40,19 +40,24 @@ def choose(name: str, plan: Plan, by_option: bool = False) -> Kernel:
 
 def fastest(plan: Plan, device: torch.device, dtype: torch.dtype, n_seen: int, size: int) -> tuple[Kernel, str]:
     """The kernel that `auto` takes for so many tokens seen and entries of a head, and why."""
-    able = [kernel for kernel in _by_speed(plan, device.type, dtype, n_seen, size) if plan.needs() <= kernel.can]
-    if device.type == "cuda" and able[0] is FLEX:
+    kernel = _first_able(plan, device, dtype, n_seen, size)
+    if device.type == "cuda" and kernel is FLEX:
         return FLEX, "it skips what the mask hides"
-    if able[0] is SDPA:
+    if kernel is SDPA:
         return SDPA, "fused, scores are not stored"
     wanted = sorted(plan.needs() - SDPA.can)
-    return able[0], f"sdpa cannot do {' and '.join(wanted)}" if wanted else f"faster than sdpa in {dtype} at {n_seen}"
+    return kernel, f"sdpa cannot do {' and '.join(wanted)}" if wanted else f"faster than sdpa in {dtype} at {n_seen}"
 
 
 def run_fastest(q: Tensor, k: Tensor, v: Tensor, plan: Plan, *rest: object) -> Tensor:
     """The plan on the kernel that is fastest for these inputs."""
-    size = min(q.shape[-1], v.shape[-1])
-    return fastest(plan, q.device, v.dtype, k.shape[2], size)[0].run(q, k, v, plan, *rest)
+    kernel = _first_able(plan, q.device, v.dtype, k.shape[2], min(q.shape[-1], v.shape[-1]))
+    return kernel.run(q, k, v, plan, *rest)
+
+
+def _first_able(plan: Plan, device: torch.device, dtype: torch.dtype, n_seen: int, size: int) -> Kernel:
+    needs = plan.needs()
+    return next(kernel for kernel in _by_speed(plan, device.type, dtype, n_seen, size) if needs <= kernel.can)
 
 
 AUTO = Kernel("auto", MATH.can, run_fastest)  # the definition can do everything

@@ -25,6 +25,7 @@ Q = Float[Tensor, "B H T D"]
 K = Float[Tensor, "B G S D"]
 V = Float[Tensor, "B G S E"]
 Y = Float[Tensor, "B H T E"]
+Scores = Float[Tensor, "B H T S"]
 Sinks = Float[Tensor, "H"] | None
 
 FLEX_SIZE = 16  # entries of a head, at least, that torch's FlexAttention takes on CUDA
@@ -43,19 +44,27 @@ def attend_math(
     q: Q, k: K, v: V, plan: Plan, queries: Places, keys: Places, dropout: float = 0.0, sinks: Sinks = None
 ) -> Y:
     """The definition. Scores are kept whole, (B, H, T, S); the softmax is taken in float32 at least."""
-    k, v = _for_each_query_head(k, v, plan)
+    k, v = for_each_query_head(k, v, plan)
+    weights = weights_of(scores_of(q, k, plan, queries, keys), sinks)
+    return F.dropout(weights, dropout).to(v.dtype) @ v
+
+
+def scores_of(q: Q, k: Float[Tensor, "B H S D"], plan: Plan, queries: Places, keys: Places) -> Scores:
+    """What the softmax is taken of, with a key for each query head: -inf where a query may not look."""
     scores = (q @ k.transpose(-2, -1)).to(torch.promote_types(q.dtype, torch.float32)) * plan.scale
     if plan.softcap is not None:
         scores = plan.softcap * torch.tanh(scores / plan.softcap)
     if plan.terms:
         scores = scores + plan.bias(*_grid(q, queries, keys))
-    scores = scores.masked_fill(~plan.mask(queries, keys), float("-inf"))
-    if sinks is not None:
-        nothing = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)
-        weights = torch.softmax(torch.cat((scores, nothing), dim=-1), dim=-1)[..., :-1]
-    else:
-        weights = torch.softmax(scores, dim=-1)
-    return F.dropout(weights, dropout).to(v.dtype) @ v
+    return scores.masked_fill(~plan.mask(queries, keys), float("-inf"))
+
+
+def weights_of(scores: Scores, sinks: Sinks = None) -> Scores:
+    """The share that each query has of each key; with sinks the rest goes nowhere."""
+    if sinks is None:
+        return torch.softmax(scores, dim=-1)
+    nothing = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)
+    return torch.softmax(torch.cat((scores, nothing), dim=-1), dim=-1)[..., :-1]
 
 
 def attend_sdpa(
@@ -72,7 +81,7 @@ def attend_sdpa(
     mask = None
     if plan.terms or limited or queries.documents is not None or (ordered and (both_ways or not fresh)):
         mask = _dense_mask(q, plan, queries, keys)
-        k, v = _for_each_query_head(k, v, plan)  # with a mask, CUDA's fused kernels take no groups
+        k, v = for_each_query_head(k, v, plan)  # with a mask, CUDA's fused kernels take no groups
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None and ordered, scale=plan.scale,
         enable_gqa=k.shape[1] < q.shape[1],
@@ -126,7 +135,7 @@ def _grid(q: Tensor, queries: Places, keys: Places) -> tuple[Tensor, Tensor, Ten
     return head, queries.positions[:, None, :, None], keys.positions[:, None, None, :]
 
 
-def _for_each_query_head(k: Tensor, v: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+def for_each_query_head(k: Tensor, v: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
     """Keys and values of grouped heads, repeated for each query head of the group."""
     if plan.n_group == 1:
         return k, v

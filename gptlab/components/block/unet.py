@@ -27,7 +27,7 @@ class UNet(PreNorm):
         if shape.n_layer < 2:
             raise ConfigError(f"unet joins layers: n_layer must be at least 2, but is {shape.n_layer}: take prenorm.")
         self.layer, self.mirror = shape.layer, shape.n_layer - 1 - shape.layer
-        self.skip = nn.Parameter(torch.ones(())) if self.mirror < self.layer else None
+        self.skip = nn.Parameter(torch.ones(1)) if self.mirror < self.layer else None
 
     def forward(self, x: Float[Tensor, "B T C"], context: Context, cache: Any = None) -> Float[Tensor, "B T C"]:
         """x + skip * mirror, then the block; the first half leaves what it puts out for the second."""

@@ -37,8 +37,8 @@ class FIRE(Position):
         self.threshold = threshold
         self.inner = nn.Linear(1, hidden)
         self.outer = nn.Linear(hidden, shape.n_head, bias=False)  # softmax ignores a bias, which all keys share
-        self.log_c = nn.Parameter(torch.empty(()))  # as logarithms: c and the threshold L are above 0
-        self.log_threshold = nn.Parameter(torch.empty(()))
+        self.log_c = nn.Parameter(torch.empty(1))  # as logarithms: c and the threshold L are above 0
+        self.log_threshold = nn.Parameter(torch.empty(1))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

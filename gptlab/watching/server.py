@@ -1,0 +1,120 @@
+"""A server for this machine alone, of a page that follows runs: JSON for what grows, PNG for views, by GET alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from functools import partial
+from importlib import resources
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+import bottle
+
+from gptlab.errors import ConfigError, GptlabError
+from gptlab.watching.follow import Runs
+from gptlab.watching.looks import OFFERED, WITH_TEXT, Looks
+
+HOST = "127.0.0.1"
+OWN_NAMES = ("127.0.0.1", "localhost", "[::1]")  # what a browser calls us; any other name is a page from elsewhere
+FILES = {"/": "page.html", "/watch.js": "watch.js", "/watch.css": "watch.css"}
+POLICY = "default-src 'self'; img-src 'self' blob:; style-src 'self'; script-src 'self'"
+MOST = 4000  # rows of a run that a page is given; of more, every second, third, ...
+
+
+class Threads(ThreadingMixIn, WSGIServer):
+    """A view that takes seconds keeps no curve waiting."""
+
+    daemon_threads = True
+
+
+class Quiet(WSGIRequestHandler):
+    """Nothing is printed for a request."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Not said."""
+
+
+def serve(runs: Runs, port: int, said: Callable[[str], None]) -> None:
+    """Serve until Ctrl-C. ConfigError where the port is taken."""
+    try:
+        server = make_server(HOST, port, application(runs), server_class=Threads, handler_class=Quiet)
+    except OSError as error:
+        raise ConfigError(f"--port {port} cannot be had ({error.strerror}): name another, or 0 for any.") from error
+    with server:
+        said(f"http://{HOST}:{server.server_port}/")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            said("Stopped watching; the runs go on.")
+
+
+def application(runs: Runs) -> bottle.Bottle:
+    """The WSGI application: its answers are about these runs and nothing else."""
+    app, looks = bottle.Bottle(), Looks()
+    app.add_hook("before_request", _from_here)
+    app.add_hook("after_request", partial(bottle.response.set_header, "Content-Security-Policy", POLICY))
+    for path, name in FILES.items():
+        app.get(path, callback=partial(_file, name))
+    app.get("/api/runs", callback=lambda: _about(runs))
+    app.get("/api/rows", callback=_told(lambda asked: _rows(runs, asked)))
+    app.get("/api/samples", callback=_told(lambda asked: {"samples": runs.one(asked.run).samples.look()}))
+    app.get("/api/tokens", callback=_told(lambda asked: {"tokens": looks.tokens(runs.one(asked.run).path, asked.text)}))
+    app.get("/look", callback=_told(lambda asked: _picture(runs, looks, asked)))
+    return app
+
+
+def _from_here() -> None:
+    """Refuse what another site's page asks through a name of its own."""
+    host = bottle.request.headers.get("Host", "")
+    if host.rpartition(":")[0] not in OWN_NAMES and host not in OWN_NAMES:
+        bottle.abort(403, "This page is for this machine alone.")
+
+
+def _told(answer: Callable[[bottle.FormsDict], Any]) -> Callable[[], Any]:
+    """An answer whose errors are one line."""
+
+    def respond() -> Any:
+        try:
+            return answer(bottle.request.query.decode("utf-8"))
+        except GptlabError as error:
+            return bottle.HTTPResponse(str(error), status=404, headers={"Content-Type": "text/plain; charset=utf-8"})
+
+    return respond
+
+
+def _file(name: str) -> bytes:
+    kinds = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
+    bottle.response.content_type = f"{kinds[name.rpartition('.')[2]]}; charset=utf-8"
+    return resources.files("gptlab.watching").joinpath(name).read_bytes()
+
+
+def _about(runs: Runs) -> dict[str, Any]:
+    views = [{"name": name, "title": title, "text": name in WITH_TEXT} for name, title in OFFERED.items()]
+    return {"runs": [run.about() for run in runs.look()], "views": views}
+
+
+def _rows(runs: Runs, asked: bottle.FormsDict) -> dict[str, Any]:
+    """The rows that the page does not have yet; all of them where a run began again."""
+    lines = runs.one(asked.run).metrics
+    rows = lines.look()
+    since = int(asked.since or 0) if asked.generation == str(lines.generation) else 0
+    new = rows[since:]
+    thin = max(1, len(new) // MOST)
+    kept = [row for i, row in enumerate(new) if i % thin == 0 or "val/loss" in row]
+    return {"generation": lines.generation, "next": len(rows), "rows": json.loads(_strict(kept))}
+
+
+def _strict(rows: list[dict[str, Any]]) -> str:
+    """JSON that a browser reads: numbers that are not finite are null."""
+    plain = [{k: v for k, v in row.items() if not isinstance(v, float) or math.isfinite(v)} for row in rows]
+    return json.dumps(plain)
+
+
+def _picture(runs: Runs, looks: Looks, asked: bottle.FormsDict) -> bytes:
+    other = runs.one(asked.other).path if asked.other else None
+    image = looks.picture(runs.one(asked.run).path, asked.view, asked.text or None, other)
+    bottle.response.content_type = "image/png"
+    return image
