@@ -20,6 +20,7 @@ from gptlab.components.shape import Shape
 from gptlab.config import ModelConfig
 from gptlab.errors import ConfigError
 from gptlab.evaluation import evaluate
+from gptlab.inside import maps
 from gptlab.model import GPT
 from gptlab.sampling import Draw, generate
 
@@ -207,3 +208,11 @@ def test_a_run_on_text_of_what_sees_the_next_token_is_refused(
     assert (ended.code, ended.err.count("\n")) == (2, 1), ended.err
     assert told in ended.err
     assert not Path("r").exists()
+
+
+def test_a_map_shows_the_source_both_ways() -> None:
+    for _, weights, by_softmax in maps.maps(gpt(), rows(4, 7)):
+        assert by_softmax
+        for row, source in zip(weights, (4, 7), strict=True):
+            seen = [[j <= max(i, source - 1) if i < source else j <= i for j in range(T)] for i in range(T)]
+            assert ((row > 0) == torch.tensor(seen)).all()
