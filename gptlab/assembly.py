@@ -9,6 +9,7 @@ import torch
 
 from gptlab import distributed, lora, parallel, pretrained, registry
 from gptlab.compiling import check_device, wants_compiling
+from gptlab.components.attention import trait
 from gptlab.config import RunConfig, require
 from gptlab.display import Display
 from gptlab.errors import GptlabError, LostRank, TrainingError
@@ -36,12 +37,29 @@ def check(config: RunConfig) -> None:
     known = dataclasses.replace(config.model, vocab_size=config.model.vocab_size or 1)
     if known.document_mask and known.separator is None:
         known.separator = 0  # the tokenizer's, which is not known yet
+    if known.has_source and known.source_end is None:
+        known.source_end = 0  # that of the data
     with torch.device("meta"), contextlib.suppress(RuntimeError):  # a part that needs storage is built with it, later
         model = GPT(known)
+        _check_teachable(model)
         if config.lora.rank:
             lora.adapt(model, config.lora)
     registry.build("optimizer", config.optimizer, [{"params": [torch.nn.Parameter(torch.zeros(1))]}])
     registry.build("schedule", config.schedule, config.trainer.steps)
+
+
+def _check_teachable(model: GPT) -> None:
+    """ConfigError for a model that a run, which teaches it to say the next token, is not for."""
+    require(
+        all(trait(attention, "causal") for attention in model.attentions),
+        "A run teaches a model to say the next token, which model.attention.causal=false lets it see: leave causal "
+        "out, or write a program of yours around such an encoder (docs/conditioning.md).",
+    )
+    require(
+        not model.reads_memory,
+        "A run has no encoder, but attention 'cross' looks at what one put out: choose model/attention=softmax and "
+        "another block, or write a program of yours (docs/conditioning.md).",
+    )
 
 
 def make_state(config: RunConfig, source: Material, display: Display, *, fresh: bool = True) -> TrainState:

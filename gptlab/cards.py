@@ -129,6 +129,7 @@ def _needs(entry: Entry, source: Source | None) -> str:
     if source and entry.slot == "attention" and (honours := source.says("honours")) is not None:
         unused = [hook for hook in HOOKS[1:] if hook not in honours]
         needs += [f"a position without {' and '.join(unused)}"] if unused else []
+        needs += ["an encoder, which a run has not"] if source.says("reads_memory") else []
     if source and entry.slot == "position":
         acts = [hook for hook in HOOKS[1:] if source.defines(hook)]
         needs += [f"an attention with {' and '.join(acts)}"] if acts else []

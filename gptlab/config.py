@@ -35,6 +35,7 @@ class ModelConfig:
     z_loss: float = 0.0  # weight of the mean squared log of the softmax's denominator, for which all logits are held
     document_mask: bool = False  # a token sees its own document alone, and positions restart with it
     separator: int | None = None  # the id that ends a document, for document_mask; null: the tokenizer's
+    source_end: int | None = None  # the id that ends a source, for attention.causal=prefix; a run has that of its data
     init_std: float = 0.02  # of linear and embedding weights
     attention: Any = "softmax"
     position: Any = "rope"
@@ -61,6 +62,11 @@ class ModelConfig:
             self.separator is None or self.document_mask,
             f"model.separator={self.separator} ends documents for model.document_mask, which is off: turn it on.",
         )
+
+    @property
+    def has_source(self) -> bool:
+        """Whether a layer's attention sees a source both ways."""
+        return any(slots["attention"].get("causal") == "prefix" for slots in self.slots_of_layers())
 
     def slots_of_layers(self) -> list[dict[str, Any]]:
         """For each layer, slot -> spec, with the overrides of `layers` applied in their order."""

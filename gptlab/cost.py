@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from gptlab.components.context import Encoded
 from gptlab.config import ModelConfig
 from gptlab.model import GPT
 
@@ -27,8 +28,7 @@ class Costs:
 
 def count(config: ModelConfig) -> Costs:
     """All three, for a model that is built without storage."""
-    with torch.device("meta"):
-        model = GPT(config)
+    model = _without_storage(config)
     return Costs(model.n_parameters(), flops_per_token(config), BYTES * sum(cached_per_token(model)))
 
 
@@ -37,12 +37,20 @@ def flops_per_token(config: ModelConfig) -> float:
 
     A product of an (m, k) and a (k, n) matrix counts 2mkn; scores hidden by the causal mask count like any other.
     """
-    with torch.device("meta"):
-        model = GPT(config)
-        tokens = torch.zeros(1, config.block_size, dtype=torch.long)
+    model = _without_storage(config)
+    tokens = torch.zeros(1, config.block_size, dtype=torch.long, device="meta")
     with FlopCounterMode(display=False) as counter:
         model.loss(tokens, tokens)[0].backward()
     return counter.get_total_flops() / config.block_size
+
+
+def _without_storage(config: ModelConfig) -> GPT:
+    """The model; where a part looks at what an encoder put out, that is as long as the context."""
+    with torch.device("meta"):
+        model = GPT(config)
+        if model.reads_memory:
+            model.memory = Encoded(torch.zeros(1, config.block_size, config.n_embd))
+    return model
 
 
 @torch.no_grad()

@@ -111,8 +111,8 @@ def prepare(
     """
     if not isinstance(source, TextSource):
         raise ConfigError(
-            f"data={getattr(source, 'name', source)} is a task, made as it is trained on: how it was answered is in "
-            "the run's summary.json, and `gptlab sample RUN --prompt` asks more. Only a text is prepared."
+            f"data={getattr(source, 'name', source)} is a task, not a text to be scored: how it was answered is in the "
+            "run's summary.json, and `gptlab sample RUN --prompt` asks more."
         )
     key = _key(source, tokenizer)
     home = (cache_dir or usual_cache_dir()) / "tokens"

@@ -14,8 +14,20 @@ from jaxtyping import Int
 from torch import Tensor
 
 from gptlab import distributed
+from gptlab.components.attention import trait
+from gptlab.config import require
 from gptlab.data import IGNORE, windows
 from gptlab.model import GPT
+
+
+def require_order(model: GPT) -> None:
+    """ConfigError where tokens see later ones: the loss of a text would be of what has been seen already."""
+    odd = next((seen for a in model.attentions if (seen := trait(a, "causal")) is not True), True)
+    require(
+        odd is True,
+        f"A text is scored by what each token says of the next, which model.attention.causal={str(odd).lower()} lets "
+        "it see: ask in pairs, `gptlab sample RUN --prompt SOURCE`.",
+    )
 
 
 @torch.no_grad()
@@ -30,6 +42,7 @@ def evaluate(
 
     Ranks share the windows, and all get the result. The model comes back in the mode, training or not, that it came in.
     """
+    require_order(model)
     device = next(model.parameters()).device
     training = model.training
     model.eval()

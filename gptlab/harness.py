@@ -23,6 +23,7 @@ from rich.table import Table
 
 from gptlab.config import require, require_choice
 from gptlab.errors import ConfigError, DataError
+from gptlab.evaluation import require_order
 from gptlab.hardware import autocast, choose_device, choose_precision
 from gptlab.model import GPT
 from gptlab.rundir import load
@@ -53,6 +54,7 @@ def judge(options: argparse.Namespace) -> None:
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
     model, tokenizer = load(find(options.run), note=_say)
+    require_order(model)
     judged = Judged(model.to(device), tokenizer, batch_size=options.batch, autocast=autocast(device, precision))
     result = evaluate(judged, options.tasks.split(","), options.tasks_dir, limit=options.limit, shots=options.shots)
     if options.json:

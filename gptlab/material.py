@@ -1,4 +1,4 @@
-"""What a run learns from and is judged on: a text, with its n-gram ruler, or the questions of a task."""
+"""What a run learns from and is judged on: a text, with its n-gram ruler; the questions of a task; pairs."""
 
 from __future__ import annotations
 
@@ -20,19 +20,22 @@ from gptlab.config import RunConfig, require
 from gptlab.data import IGNORE, Dataset
 from gptlab.evaluation import Answers, answer, bits_per_byte, evaluate
 from gptlab.model import GPT
+from gptlab.pairs import Pairs
 from gptlab.sampling import Draw, check_length, generate, prompt_ids
 from gptlab.tasks import SymbolTokenizer, Task
+from gptlab.tasks.draws import Array
+from gptlab.text import Pair, PairSource
 from gptlab.tokenizer import Tokenizer
 
 Note = Callable[[str], None]
-Pair = tuple[Tensor, Tensor]  # tokens (B, T), and the token after each, or -100
+Batch = tuple[Tensor, Tensor]  # tokens (B, T), and the token after each, or -100
 Reduced = AbstractContextManager[Any]  # the precision to compute in
 SHOWN = 4  # questions in a sample
 DEFAULT = registry.name_of("tokenizer", RunConfig().tokenizer)
 
 
 class Material(ABC):
-    """One of the two, prepared for a config: batches by step, a judgement of a model, a sample of what it can do."""
+    """One of these, prepared for a config: batches by step, a judgement of a model, a sample of what it can do."""
 
     tokenizer: Tokenizer
     fingerprint: str  # equal for two runs exactly when they saw the same
@@ -48,7 +51,7 @@ class Material(ABC):
         """How much there is, in a few words."""
 
     @abstractmethod
-    def batch(self, step: int, rows: slice = slice(None)) -> Pair:
+    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         """What a step learns from, or these rows of it: a function of the seed and the step alone."""
 
     @abstractmethod
@@ -96,7 +99,7 @@ class Material(ABC):
 
 
 def prepare(config: RunConfig, tokenizer: Tokenizer, note: Note, words: Sequence[str] = ()) -> Material:
-    """The text or the task of a config, whose model gets the vocabulary; `words` are those of the command line.
+    """The text, task or pairs of a config, whose model gets the vocabulary; `words` are those of the command line.
 
     The tokenizer of a task is its own. ConfigError where another was named.
     """
@@ -104,6 +107,13 @@ def prepare(config: RunConfig, tokenizer: Tokenizer, note: Note, words: Sequence
     if isinstance(source, Task):
         named = any(re.match(r"\+{0,2}tokenizer[.=]", word) for word in words)
         return Questioned(config, source, tokenizer, named)
+    if isinstance(source, PairSource):
+        return Paired(config, source, tokenizer)
+    require(
+        not config.model.has_source,
+        "model.attention.causal=prefix sees a source both ways, but a text has none: choose data=pairs, or leave "
+        "causal out.",
+    )
     return Text(config, data.prepare(source, tokenizer, report=note), source.by_line, note)
 
 
@@ -128,7 +138,7 @@ class Text(Material):
     def title(self) -> str:
         return f"{len(self.dataset.train):,} train and {len(self.dataset.val):,} validation tokens"
 
-    def batch(self, step: int, rows: slice = slice(None)) -> Pair:
+    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         train, seed = self.dataset.train, self.config.seed
         return data.sample_batch(train, seed=seed, step=step, n=self.n_sequences, block_size=self.length, rows=rows)
 
@@ -163,7 +173,27 @@ class Text(Material):
         return {"val_bpb": bits, "ruler": self.levels, "counted_bigram": bigram}
 
 
-class Questioned(Material):
+class Answered(Material):
+    """What has right answers, to questions that are kept for validation: judged by the share that is right."""
+
+    n_answer: int  # different answers to one place, for the level of chance
+
+    def summary(self, loss: float | None, measured: Mapping[str, float]) -> dict[str, Any]:
+        chance = {"loss": self.levels[0], "accuracy": 1 / self.n_answer}
+        shares = {key.partition("/")[2]: value for key, value in measured.items() if not key.startswith("val/loss")}
+        return {"accuracy": shares or None, "chance": chance, "ruler": {}}
+
+    def _answers(self, model: GPT, questions: Batch, reduced: Reduced) -> Answers:
+        return answer(model, *questions, batch_size=self.plan.batch_size, autocast=reduced)
+
+    def _part(self, inputs: Array, targets: Array) -> Batch:
+        """Questions in the part of validation that is judged."""
+        half = len(inputs) // 2
+        part = {"all": slice(None), "first": slice(half), "second": slice(half, None)}[self.plan.eval_part]
+        return torch.from_numpy(inputs[part]), torch.from_numpy(targets[part])
+
+
+class Questioned(Answered):
     """A task: fresh questions in every batch, judged by the share of right answers to fixed ones, of several sizes."""
 
     def __init__(self, config: RunConfig, task: Task, tokenizer: Tokenizer, named: bool) -> None:
@@ -171,8 +201,9 @@ class Questioned(Material):
         self.task, self.tokenizer = task, SymbolTokenizer.of(task.symbols)
         _check_task(config, task, tokenizer, named)
         self.fingerprint, self.length = task.fingerprint(), task.n_tokens(task.length)
-        self.levels = {0: math.log(task.n_answer)}
+        self.n_answer, self.levels = task.n_answer, {0: math.log(task.n_answer)}
         config.tokenizer = {"name": self.tokenizer.name}
+        _end_sources(config, task.symbols.index("=") if "=" in task.symbols else None)
         self._fit_vocabulary()
         self.validation = cache(self._validation)
 
@@ -186,7 +217,7 @@ class Questioned(Material):
         )
         return f"questions of {self.length} tokens, {kept:,} kept for validation{beyond}; {chance}"
 
-    def batch(self, step: int, rows: slice = slice(None)) -> Pair:
+    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         inputs, targets = self.task.batch(self.config.seed, step, self.n_sequences)
         return torch.from_numpy(inputs[rows]), torch.from_numpy(targets[rows])
 
@@ -231,19 +262,86 @@ class Questioned(Material):
                 wrong += guess != target
         return f"{' '.join(symbols)}   {f'{wrong} wrong' if wrong else 'right'}"
 
-    def summary(self, loss: float | None, measured: Mapping[str, float]) -> dict[str, Any]:
-        chance = {"loss": self.levels[0], "accuracy": 1 / self.task.n_answer}
-        shares = {key.partition("/")[2]: value for key, value in measured.items() if not key.startswith("val/loss")}
-        return {"accuracy": shares or None, "chance": chance, "ruler": {}}
+    def _validation(self, size: int) -> Batch:
+        return self._part(*self.task.validation(size))
 
-    def _answers(self, model: GPT, questions: Pair, reduced: Reduced) -> Answers:
-        return answer(model, *questions, batch_size=self.plan.batch_size, autocast=reduced)
 
-    def _validation(self, size: int) -> Pair:
-        inputs, targets = self.task.validation(size)
-        half = len(inputs) // 2
-        part = {"all": slice(None), "first": slice(half), "second": slice(half, None)}[self.plan.eval_part]
-        return torch.from_numpy(inputs[part]), torch.from_numpy(targets[part])
+class Paired(Answered):
+    """Pairs: targets alone are learnt, judged by their loss and the share of them that is said exactly, to the end."""
+
+    def __init__(self, config: RunConfig, source: PairSource, tokenizer: Tokenizer) -> None:
+        super().__init__(config)
+        self.pairs, self.tokenizer = Pairs(source, tokenizer), tokenizer
+        self.fingerprint, self.length = self.pairs.fingerprint(), self.pairs.width
+        require(
+            self.length <= config.model.block_size,
+            f"model.block_size must cover every pair, but is {config.model.block_size}, and line "
+            f"{self.pairs.longest.line} of {source.path} has {self.length} tokens: raise it to {self.length}.",
+        )
+        _check_settings(config, "pairs", self.length)
+        self.n_answer, self.levels = tokenizer.vocab_size, {0: math.log(tokenizer.vocab_size)}
+        _end_sources(config, self.pairs.separator)
+        self._fit_vocabulary()
+        self.validation = self._part(*self.pairs.validation())
+
+    @property
+    def title(self) -> str:
+        kept = f"{len(self.validation[0]):,} of {len(self.pairs.val):,} kept for validation are judged"
+        return f"{len(self.pairs.train):,} pairs of {self.length} tokens at most, {kept}"
+
+    def batch(self, step: int, rows: slice = slice(None)) -> Batch:
+        inputs, targets = self.pairs.batch(self.config.seed, step, self.n_sequences, rows)
+        return torch.from_numpy(inputs), torch.from_numpy(targets)
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        return ("val/loss", "val/accuracy", "val/solved")
+
+    def evaluate(self, model: GPT, reduced: Reduced) -> dict[str, float]:
+        found = self._answers(model, self.validation, reduced)
+        return {"val/loss": found.loss, "val/accuracy": found.accuracy, "val/solved": found.solved}
+
+    def check_sample(self, model: GPT) -> None:
+        """A pair that can be learnt can be said."""
+
+    def sample(self, model: GPT, step: int, reduced: Reduced) -> str:
+        with reduced:
+            return "\n".join(self._said(model, pair) for pair in self.pairs.val[:SHOWN])
+
+    def _said(self, model: GPT, pair: Pair) -> str:
+        """The source, what the model says of it, and where that is wrong the target."""
+        n_tokens, ids = len(self.tokenizer.encode(pair.target)) + 1, list[int]()
+        for (token,) in generate(model, self.pairs.prompt(pair.source), n_tokens, draw=Draw(temperature=0)):
+            ids.append(token)
+            if token == self.pairs.end:
+                break
+        known = [token for token in ids if token < self.tokenizer.vocab_size and token != self.pairs.end]
+        said = self.tokenizer.decode(known) + ("" if ids[-1] == self.pairs.end else "...")
+        return f"{pair.source} -> {said}   {'right' if said == pair.target else f'not {pair.target}'}"
+
+
+def _check_settings(config: RunConfig, name: str, n_tokens: int) -> None:
+    """ConfigError for settings of text, where there is none but questions of so many tokens."""
+    require(
+        config.trainer.tokens_per_step is None or n_tokens == config.model.block_size,
+        f"trainer.tokens_per_step counts sequences of model.block_size tokens, but a question of data={name} has "
+        f"{n_tokens}: set model.block_size={n_tokens}, or say trainer.accumulate.",
+    )
+    require(not config.model.document_mask, f"data={name} has no documents: leave model.document_mask out.")
+    require(
+        not config.trainer.sample_prompt, f"data={name} samples its own questions: leave trainer.sample_prompt out."
+    )
+
+
+def _end_sources(config: RunConfig, end: int | None) -> None:
+    """Let a model that sees sources both ways know what ends them. ConfigError where nothing does."""
+    if config.model.has_source:
+        require(
+            end is not None,
+            "model.attention.causal=prefix sees a source both ways, but the questions of this task have no = to end "
+            "one: choose data=pairs, or leave causal out.",
+        )
+        config.model.source_end = end
 
 
 def _check_task(config: RunConfig, task: Task, tokenizer: Tokenizer, named: bool) -> None:
@@ -259,13 +357,7 @@ def _check_task(config: RunConfig, task: Task, tokenizer: Tokenizer, named: bool
         f"model.block_size must cover a question of {name}, {n_tokens} tokens, but is {config.model.block_size}: "
         f"raise it to {n_tokens}, or make the questions shorter.",
     )
-    require(
-        config.trainer.tokens_per_step is None or n_tokens == config.model.block_size,
-        f"trainer.tokens_per_step counts sequences of model.block_size tokens, but a question of {name} has "
-        f"{n_tokens}: set model.block_size={n_tokens}, or say trainer.accumulate.",
-    )
-    require(not config.model.document_mask, f"{name} has no documents: leave model.document_mask out.")
-    require(not config.trainer.sample_prompt, f"{name} samples its own questions: leave trainer.sample_prompt out.")
+    _check_settings(config, task.name, n_tokens)
 
 
 def _separator(tokenizer: Tokenizer, by_line: bool) -> int:

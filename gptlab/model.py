@@ -9,14 +9,14 @@ from typing import Any, cast
 
 import torch
 import torch.nn as nn
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 import gptlab.components  # noqa: F401  (registers the variants)
 from gptlab import registry
 from gptlab.components.attention import Attention, trait
 from gptlab.components.block import Block, Parts
-from gptlab.components.context import Cache, Context, Replay
+from gptlab.components.context import Cache, Context, Encoded, Places, Replay
 from gptlab.components.position import Position
 from gptlab.components.recompute import recomputed
 from gptlab.components.scale import Softcap, scaled
@@ -37,6 +37,7 @@ class GPT(nn.Module):
         self.config = config
         self.recompute = "none"  # or what of a block is computed again in the backward pass: selective, block
         self.residual_in_fp32 = True  # or, under autocast, the residual stream in its type
+        self.memory: Encoded | None = None  # what an encoder put out, for the attentions that look at it
         build = functools.partial(_build, seed)
         with seeded(seed, "construction"):
             self._add_embedding(build, config)
@@ -52,6 +53,7 @@ class GPT(nn.Module):
             closes = self.blocks[-1].final_norm if self.blocks else False
             self.norm = build("", "norm", config.norm, config.n_embd) if closes else nn.Identity()
         _check_documents(self, config)
+        _check_source(self, config)
         initialise(self, seed, config.init_std)
 
     def _add_embedding(self, build: Callable[..., Any], config: ModelConfig) -> None:
@@ -130,13 +132,23 @@ class GPT(nn.Module):
         return self.logit_softcap(self.logit_scale(scores))
 
     def place(self, tokens: Int[Tensor, "B T"], cache: Cache | None = None) -> Context:
-        """Where the tokens stand after those that `cache` has seen, which from now on include them."""
+        """Where the tokens stand after those that `cache` has seen, which from now on include them.
+
+        A source that is seen both ways is fed whole: the first call finds where it ends.
+        """
         cache = cache or Cache([])
         index = torch.arange(cache.length, cache.length + tokens.shape[1], device=tokens.device)[None]
         _check_length(self.position.limit, cache.length + tokens.shape[1])
         cache.length += tokens.shape[1]
-        if not self.config.document_mask and cache.padding is None:
-            return Context(index)
+        places = Places(index)
+        if self.config.document_mask or cache.padding is not None:
+            places = self._in_documents(tokens, index, cache)
+        if self.config.source_end is not None and cache.prefix is None:
+            cache.prefix = _prefix(torch.eq(tokens, self.config.source_end), places)
+        return Context(places.positions, places.documents, prefix=cache.prefix, memory=self.memory)
+
+    def _in_documents(self, tokens: Int[Tensor, "B T"], index: Int[Tensor, "1 T"], cache: Cache) -> Places:
+        """Positions that begin again with each document, and the documents; padding is one of its own, -1."""
         separator = (self.config.separator or 0) if self.config.document_mask else -1
         ends = torch.eq(tokens, separator).long()  # a separator is the last token of its document
         documents = cache.document + ends.cumsum(1) - ends
@@ -144,8 +156,8 @@ class GPT(nn.Module):
         began = torch.cat((torch.zeros_like(begins[:, :1]) + cache.began, begins[:, :-1]), dim=1)
         cache.document, cache.began = documents[:, -1:] + ends[:, -1:], begins[:, -1:]
         if cache.padding is None:
-            return Context(index - began, documents)
-        return Context((index - began).clamp(min=0), documents.masked_fill(index < cache.padding, -1))
+            return Places(index - began, documents)
+        return Places((index - began).clamp(min=0), documents.masked_fill(index < cache.padding, -1))
 
     def new_cache(self, batch_size: int, max_len: int) -> Cache:
         """An empty memory for decoding: each layer's attention makes what it needs to remember `max_len` tokens."""
@@ -156,6 +168,11 @@ class GPT(nn.Module):
     def attentions(self) -> list[nn.Module]:
         """The attention of each layer."""
         return [cast(Block, block).attention for block in self.blocks]
+
+    @property
+    def reads_memory(self) -> bool:
+        """Whether a part looks at what an encoder put out."""
+        return any(getattr(part, "reads_memory", False) for part in self.modules() if part is not self)
 
     def n_parameters(self) -> int:
         """All parameters, each counted once."""
@@ -231,6 +248,31 @@ def _check_documents(model: GPT, config: ModelConfig) -> None:
                 f"attention {registry.label('attention', attention)!r} cannot keep documents apart, as model.document_"
                 "mask=true asks: choose model/attention=softmax, or leave document_mask out."
             )
+
+
+def _check_source(model: GPT, config: ModelConfig) -> None:
+    """ConfigError where a source is to be seen both ways and no id ends it, or an id does and nothing sees it so."""
+    sees = any(trait(attention, "causal") == "prefix" for attention in model.attentions)
+    if sees and config.source_end is None:
+        raise ConfigError("model.attention.causal=prefix needs the id that ends a source: give model.source_end=ID.")
+    if config.source_end is not None and not sees:
+        raise ConfigError(
+            f"model.source_end={config.source_end} ends what model.attention.causal=prefix sees both ways, but no "
+            "layer has that: leave source_end out."
+        )
+    if sees and config.document_mask:
+        raise ConfigError(
+            "model.attention.causal=prefix knows one source in a row, but model.document_mask=true puts many documents "
+            "there: leave document_mask out."
+        )
+
+
+def _prefix(ends: Bool[Tensor, "B T"], places: Places) -> Int[Tensor, "B 1"]:
+    """How many positions the source of each row has, the token that ends it included; 0 where none does."""
+    if places.documents is not None:
+        ends = ends & (places.documents >= 0)  # padding ends nothing
+    first = ends.long().argmax(1, keepdim=True)
+    return torch.where(ends, places.positions + 1, 0).gather(1, first)
 
 
 def _build(seed: int, where: str, slot: str, spec: Any, *args: Any, setting: str = "") -> Any:

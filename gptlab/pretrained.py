@@ -177,7 +177,8 @@ def _named(tree: Mapping[str, Any], named: Collection[str]) -> dict[str, Any]:
 
 def _changed(held: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
     merged: dict[str, Any] = {key: merge(key, getattr(held, key), new) for key, new in changes.items()}
-    return dataclasses.replace(held, **merged)
+    model = dataclasses.replace(held, **merged)
+    return model if model.has_source else dataclasses.replace(model, source_end=None)
 
 
 def _tokenizer(origin: Origin, named: Any, vocab_size: int) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def next_logits(
     model: GPT, tokens: Int[Tensor, "B 1"], positions: Tensor, documents: Tensor | None, memories: list[Any]
 ) -> Float[Tensor, "B V"]:
     """What a step computes."""
-    return model.logits(model.read(tokens, Context(positions, documents), memories))[:, -1]
+    return model.logits(model.read(tokens, Context(positions, documents, memory=model.memory), memories))[:, -1]
 
 
 @functools.cache
@@ -164,6 +164,11 @@ def generate(
     With `compiled`, steps are one compiled graph; it is told why where that cannot be.
     """
     rows = _rows(prompts, seeds)
+    end = model.config.source_end
+    require(
+        end is None or all(end in row for row in rows),
+        f"This model sees a source both ways, so a prompt must hold all of one and the id that ends it, {end}.",
+    )
     check_length(model, max(len(row) for row in rows), n_tokens)
     device = next(model.parameters()).device
     generators = [torch.Generator().manual_seed(seed_of(seed, "sample")) for seed in _spread(seeds, len(rows))]

@@ -8,10 +8,11 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
-from gptlab.config import require
+from gptlab.config import as_spec, require
 from gptlab.display import harmless
 from gptlab.hardware import choose_device
-from gptlab.rundir import load
+from gptlab.rundir import load, read_config
+from gptlab.rundirs import find
 from gptlab.sampling import Draw, check_length, generate, lay_out, prompt_ids
 from gptlab.tokenizer import Tokenizer
 
@@ -33,7 +34,7 @@ def write(options: argparse.Namespace, out: TextIO) -> None:
     device = choose_device(options.device)
     model, tokenizer = load(options.run, note=_say)
     lay_out(model.to(device))
-    prompt = prompt_ids(tokenizer, options.prompt)
+    prompt, begin, stop = _asked(options, tokenizer)
     room = N_TOKENS if model.position.limit is None else model.position.limit + 1 - len(prompt)
     n_tokens = options.tokens or max(1, min(N_TOKENS, room))  # where there is no room at all, the next line says so
     check_length(model, len(prompt), n_tokens)
@@ -42,12 +43,23 @@ def write(options: argparse.Namespace, out: TextIO) -> None:
     for first in range(0, options.samples, options.batch):
         seeds = [options.seed + i for i in range(first, min(first + options.batch, options.samples))]
         drawn = generate(model, prompt, n_tokens, draw=draw, seeds=seeds, compiled=compiled)
-        texts = continuations(tokenizer, drawn, len(seeds), options.stop)
+        texts = continuations(tokenizer, drawn, len(seeds), stop)
         if len(seeds) == 1:
-            _print_stream(texts, options.prompt, first, options.samples, out)
+            _print_stream(texts, begin, first, options.samples, out)
         else:
             for number, text in enumerate(_join(texts, len(seeds)), start=first):
-                _print_text(show(options.prompt + text), number, options.samples, out)
+                _print_text(show(begin + text), number, options.samples, out)
+
+
+def _asked(options: argparse.Namespace, tokenizer: Tokenizer) -> tuple[list[int], str, str | None]:
+    """What to begin with, as tokens and as text, and what ends a text. A run on pairs is given a source."""
+    data = as_spec(read_config(find(options.run)).data)
+    if data["name"] != "pairs":
+        return prompt_ids(tokenizer, options.prompt), options.prompt, options.stop
+    source, separator = options.prompt.removesuffix(data["separator"]), data["separator"]
+    require(source != "", "--prompt must be a source, since this run has learnt what to say of one: give it.")
+    ends = "\n" if tokenizer.end_of_text is None else None
+    return tokenizer.encode(source) + tokenizer.encode(separator), source + separator, options.stop or ends
 
 
 def _say(line: str) -> None:

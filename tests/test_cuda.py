@@ -13,6 +13,7 @@ from torch._dynamo.utils import counters
 
 from gptlab import registry
 from gptlab.compiling import CompiledLoss
+from gptlab.components.context import Encoded
 from gptlab.conformance import SLOTS, Case, cases_for
 from gptlab.loss import padded
 from gptlab.model import GPT
@@ -47,6 +48,8 @@ def _gradients(model: GPT, loss: CompiledLoss | None, tokens: Tensor, targets: T
 def _as_on_a_cpu(case: Case) -> None:
     """Compiled in float32, one graph for two steps, with the CPU's loss and gradients; in bf16 a loss near to it."""
     on_cpu, model = (case.model(dtype=torch.float32) for _ in range(2))
+    if model.memory:
+        model.memory = Encoded(model.memory.states.cuda())
     batch = case.tokens(), case.tokens(seed=1)
     there = [x.cuda() for x in batch]
     step = torch.compile(model.cuda().loss, fullgraph=True)
@@ -78,7 +81,7 @@ def _state(n_steps: int = 4, **settings: object) -> TrainState:
     """A tiny model that has taken some steps on the GPU."""
     torch.manual_seed(0)
     state = tiny.state(**settings)
-    state.model.cuda()
+    tiny.with_memory(state.model.cuda())
     state.device = torch.device("cuda")
     state.__post_init__()
     if settings.get("compile") == "true":

@@ -74,9 +74,10 @@ def test_rows_of_maps_sum_to_1_and_see_no_future(name: str) -> None:
     assert [each.layer for each in found] == [i for i, a in enumerate(model.attentions) if not trait(a, "absent")]
     for _, weights, _ in found:
         assert weights.shape[0] == 2
-        assert weights.shape[-2:] == (10, 10)
         torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights.sum(-1)))
-        assert not weights.triu(1).any()
+        if not model.reads_memory:  # else the map is of another sequence
+            assert weights.shape[-2:] == (10, 10)
+            assert not weights.triu(1).any()
 
 
 def test_what_goes_to_a_sink_is_missing_from_a_row() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+import tiny
 import torch
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
@@ -203,7 +204,7 @@ def test_prompts_of_several_lengths_are_continued_as_each_alone(
 ) -> None:
     """Also past block_size, where memories move; steps of fixed shapes are what a compiler is given."""
     monkeypatch.setattr(context_module, "SLACK", 5)
-    model = gpt("none", attention).double()
+    model = tiny.with_memory(gpt("none", attention).double())
     alone = [texts(model, prompt, 30, seeds=[seed])[0] for seed, prompt in enumerate(PROMPTS)]
     monkeypatch.setattr(sampling, "compiled_logits", lambda device_type: sampling.next_logits)
     notes: list[str] = []

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from gptlab import checkpoint, exits, registry, train
+from gptlab.components.context import Encoded
 from gptlab.config import ModelConfig, TrainerConfig
 from gptlab.model import GPT
 from gptlab.optimizer import parameter_groups
@@ -147,6 +148,15 @@ def state(model: dict[str, Any] | None = None, optimizer: dict[str, Any] | None 
         device=torch.device("cpu"),
         precision="fp32",
     )
+
+
+def with_memory(model: GPT) -> GPT:
+    """The model; where a part looks at what an encoder put out, with something of the kind."""
+    if model.reads_memory:
+        some = next(model.parameters())
+        draw = torch.Generator().manual_seed(0)
+        model.memory = Encoded(torch.randn(1, 5, model.config.n_embd, generator=draw).to(some))
+    return model
 
 
 def batch_of(step: int, n: int = 4, masked: float = 0.0) -> Batch:

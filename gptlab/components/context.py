@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,12 +20,14 @@ TIME = (2, 2, 1, 1)  # which dimension of keys, values, positions and documents 
 class Places:
     """Where tokens stand: absolute positions, and the document that each is of; None where they all may meet.
 
-    `live` says which slots of a memory of fixed size hold a token that may be looked at; None: all.
+    `live` says which slots of a memory of fixed size hold a token that may be looked at; None: all. `prefix` is the
+    number of positions that the source of each row has, for an attention that sees it both ways.
     """
 
     positions: Int[Tensor, "#B T"]
     documents: Int[Tensor, "B T"] | None = None
     live: Bool[Tensor, " T"] | None = None
+    prefix: Int[Tensor, "B 1"] | None = None
 
     def then(self, later: Places) -> Places:
         """These tokens followed by others of the same sequences."""
@@ -39,12 +41,20 @@ class Places:
         return Places(self.positions[:, n:], None if self.documents is None else self.documents[:, n:])
 
 
+class Encoded(NamedTuple):
+    """What an encoder put out, for an attention to look at; where `mask` is false it is hidden."""
+
+    states: Float[Tensor, "#B S C"]
+    mask: Bool[Tensor, "#B S"] | None = None
+
+
 @dataclass
 class Context:
     """What a part may look at, and where it may leave something: losses, numbers to log, tensors for later layers.
 
     `positions` is (1 or B, T); they restart at each document where documents are kept apart, and `documents` then says
     which one each token is of. The model adds `losses` to the training loss; the log shows `metrics` as they are.
+    `prefix` is that of `Places`; `memory` is another sequence, as an encoder put it out.
     """
 
     positions: Int[Tensor, "#B T"]
@@ -52,11 +62,13 @@ class Context:
     shared: dict[Any, Any] = field(default_factory=dict)
     losses: dict[str, Tensor] = field(default_factory=dict)
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    prefix: Int[Tensor, "B 1"] | None = None
+    memory: Encoded | None = None
 
     @property
     def places(self) -> Places:
         """Where the tokens fed stand."""
-        return Places(self.positions, self.documents)
+        return Places(self.positions, self.documents, prefix=self.prefix)
 
 
 @dataclass
@@ -71,6 +83,7 @@ class Cache:
     document: Tensor | int = 0  # (B, 1): of the next token, counted from 0
     began: Tensor | int = 0  # (B, 1): where that document began
     padding: Tensor | None = None
+    prefix: Tensor | None = None  # (B, 1): positions of each row's source, which the first call is fed whole
 
     def pad(self, padding: Int[Tensor, "B 1"]) -> None:
         """Take the first `padding` tokens of each row for padding; before any is fed."""

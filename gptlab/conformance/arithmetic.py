@@ -55,7 +55,9 @@ def cached_is_uncached(case: Case) -> str:
     limit = model.position.limit
     tokens = case.tokens(limit or case.config.block_size + 6)
     whole, total = logits_of(model, tokens), tokens.shape[1]
-    feeds = {"at once": [total], "one by one": [1] * total, "in chunks of 7, 1, 1, 5, ...": [7, 1, 1, 5, total - 14]}
+    begun = case.n_source or 1  # a source that is seen both ways is fed at once
+    one_by_one = [begun] + [1] * (total - begun)
+    feeds = {"at once": [total], "one by one": one_by_one, "in chunks of 7, 1, 1, 5, ...": [7, 1, 1, 5, total - 14]}
     reaches = [trait(attention, "reach") for attention in model.attentions]
     enough = [total, max(reaches)] if reaches and all(reaches) else [total]  # a window needs no more memory than itself
     for max_len in enough:

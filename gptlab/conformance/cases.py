@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass
 from typing import Any, get_args
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gptlab import registry
+from gptlab.components.context import Encoded
 from gptlab.config import ModelConfig
 from gptlab.errors import ConfigError
 from gptlab.model import GPT
@@ -28,6 +29,7 @@ PLAIN: dict[str, Any] = {
     "block": "prenorm",
 }
 NOISE = 0.2  # std of what is added to every parameter: initial zeros and ones would hide half of all faults
+SOURCE = 5  # tokens of a source, where one is seen both ways: the last, which ends it, is id 0
 
 
 @dataclass(frozen=True)
@@ -45,17 +47,27 @@ class Case:
         model = GPT(dataclasses.replace(self.config, **changes), seed).to(dtype)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                generator = torch.Generator().manual_seed(seed_of("noise", seed, name))
-                parameter.add_(noise * torch.randn(parameter.shape, generator=generator))
+                parameter.add_(noise * _noise(parameter.shape, "noise", seed, name))
+        if model.reads_memory:
+            model.memory = Encoded(_noise((1, self.config.block_size, self.config.n_embd), "memory").to(dtype))
         if dtype is not torch.float32:
             vars(model)["hidden"] = _with_default_dtype(model.hidden, dtype)
         return model.eval()
 
     def tokens(self, n_tokens: int | None = None, n_rows: int = 2, seed: int = 0) -> Tensor:
-        """Random ids, (n_rows, n_tokens), one full block unless told otherwise."""
+        """Random ids, (n_rows, n_tokens), one full block unless told otherwise; with a source where one is seen."""
         size = (n_rows, n_tokens or self.config.block_size)
         generator = torch.Generator().manual_seed(seed_of("tokens", seed))
-        return torch.randint(self.config.vocab_size or 1, size, generator=generator)
+        tokens = torch.randint(self.config.vocab_size or 1, size, generator=generator)
+        if self.n_source:
+            tokens[:, : self.n_source].clamp_(min=1)
+            tokens[:, self.n_source - 1] = 0
+        return tokens
+
+    @property
+    def n_source(self) -> int:
+        """How many tokens of a row see one another both ways."""
+        return SOURCE if self.config.has_source else 0
 
     @functools.cached_property
     def untouched(self) -> GPT:
@@ -96,9 +108,10 @@ def cases_for(slot: str, name: str) -> list[Case]:
 
 
 def with_slot(config: ModelConfig, slot: str, spec: Any) -> ModelConfig:
-    """The config with one slot filled by another spec."""
+    """The config with one slot filled by another spec, and an id that ends sources where it sees them both ways."""
     change: dict[str, Any] = {slot: spec}
-    return dataclasses.replace(config, **change)
+    changed = dataclasses.replace(config, **change)
+    return dataclasses.replace(changed, source_end=0 if changed.has_source else None)
 
 
 def second_values(cls: type, option: Option) -> list[Any]:
@@ -124,6 +137,11 @@ def refusal(config: ModelConfig) -> ConfigError | None:
     except ConfigError as error:
         return error
     return None
+
+
+def _noise(size: Sequence[int], *key: object) -> Tensor:
+    """Standard normal numbers by a key."""
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed_of(*key)))
 
 
 def _with_default_dtype(function: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:

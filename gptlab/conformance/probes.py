@@ -78,11 +78,11 @@ def softmax_mixers(model: GPT) -> list[Planned]:
     return [module for module in model.modules() if isinstance(module, Planned)]
 
 
-def visible_from(attention: nn.Module, i: int, n_tokens: int) -> Tensor:
+def visible_from(attention: nn.Module, i: int, n_tokens: int, n_source: int = 0) -> Tensor:
     """Which of n tokens the i-th may see, (n,), by the attention's plan or by the reach that it declares."""
     at = torch.arange(n_tokens)
     if isinstance(attention, Planned):
-        return attention.plan.visible(torch.tensor(i), at)
+        return attention.plan.visible(torch.tensor(i), at, torch.tensor(n_source))
     return (at <= i) & (i - at < trait(attention, "reach"))
 
 

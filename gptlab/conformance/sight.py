@@ -45,11 +45,11 @@ def _position_may_go(case: Case) -> bool:
 
 @law()
 def future_tokens_do_not_change_the_past(case: Case) -> str:
-    """Changing token t leaves the logits before t alone, in evaluation and in training."""
+    """Changing token t, of no source that is seen both ways, leaves the logits before t alone, also in training."""
     model, tokens, worst = case.model(), case.tokens(), 0.0
     for training in (False, True):
         before = logits_of(model, tokens, training)
-        for t in (1, tokens.shape[1] // 2, tokens.shape[1] - 1):
+        for t in (case.n_source or 1, tokens.shape[1] // 2, tokens.shape[1] - 1):
             after = logits_of(model, with_other_ids(tokens, (slice(None), t)), training)
             moved = difference(before[:, :t], after[:, :t])
             at_most(moved, EXACT, f"changing token {t} moved logits before it: look at the mask, at means over tokens")
@@ -59,12 +59,15 @@ def future_tokens_do_not_change_the_past(case: Case) -> str:
 
 @law()
 def no_gradient_flows_from_the_past_to_the_future(case: Case) -> str:
-    """d logits[i] / d embedding[j] is 0 for j > i, and is not 0 for j = i."""
+    """d logits[i] / d embedding[j] is 0 for j > i unless both are of a source seen both ways, and is not for j = i."""
     model, tokens, worst = case.model(), case.tokens(), 0.0
     for i in (0, 1, tokens.shape[1] // 2, tokens.shape[1] - 1):
-        felt = influence(model, tokens, i)
-        leak = float(felt[i + 1 :].max()) if i + 1 < len(felt) else 0.0
+        felt, source = influence(model, tokens, i), case.n_source
+        future = felt[max(i + 1, source) :]
+        leak = float(future.max()) if len(future) else 0.0
         at_most(leak, EXACT, f"the logits of token {i} have a gradient to later tokens: look at the mask")
+        if i < source:
+            at_least(float(felt[:source].min()), SEEN, f"token {i} does not feel all of its source: look at the mask")
         at_least(float(felt[i]), SEEN, f"token {i} does not influence its own output: look at the mask's diagonal")
         worst = max(worst, leak)
     return f"largest gradient {worst:.1e}"
@@ -76,7 +79,8 @@ def a_token_looks_back_exactly_as_far_as_it_says(case: Case) -> str:
     model, tokens = case.model(n_layer=1), case.tokens()
     last = tokens.shape[1] - 1
     for i in (last, last // 2):
-        felt, seen = influence(model, tokens, i), visible_from(model.attentions[0], i, tokens.shape[1])
+        felt = influence(model, tokens, i)
+        seen = visible_from(model.attentions[0], i, tokens.shape[1], case.n_source)
         farthest = int(seen.nonzero()[0])
         hidden = float(felt[~seen].max()) if not seen.all() else 0.0
         at_most(hidden, EXACT, f"token {i} feels one that it cannot see, beyond token {farthest}: look at the window")
@@ -132,7 +136,12 @@ def a_relative_position_sees_distances_alone(case: Case) -> str:
     return f"largest change {moved:.1e}"
 
 
-@law(lambda case: case.slot in ("attention", "position") and _all_say(case, "separates_documents"))
+def _keeps_documents_apart(case: Case) -> bool:
+    """Whether that is asked of it: a source seen both ways has a row to itself."""
+    return case.slot in ("attention", "position") and _all_say(case, "separates_documents") and not case.n_source
+
+
+@law(_keeps_documents_apart)
 def packed_documents_are_separate_documents(case: Case) -> str:
     """With document_mask, documents one after another in a row have the logits that each has alone, cached or not."""
     model, worst = case.model(document_mask=True, separator=0), 0.0

@@ -18,7 +18,7 @@ from gptlab.cost import flops_per_token
 from gptlab.display import Display, PlainDisplay
 from gptlab.errors import ConfigError, did_you_mean
 from gptlab.matching import Tree
-from gptlab.material import Material, Questioned, Text
+from gptlab.material import Material, Paired, Questioned, Text
 from gptlab.model import GPT
 from gptlab.step import TrainState, train_step
 
@@ -118,6 +118,8 @@ def _n_validation(source: Material) -> int:
     """Tokens that an evaluation feeds."""
     if isinstance(source, Questioned):
         return sum(source.validation(size)[0].numel() for size in source.task.sizes)
+    if isinstance(source, Paired):
+        return source.validation[0].numel()
     return len(source.dataset.val) if isinstance(source, Text) else 0
 
 

@@ -74,13 +74,16 @@ def attend_sdpa(
     assert sinks is None, "a plan with sinks is not for this kernel"
     n_new, n_seen = q.shape[2], k.shape[2]
     fresh = keys.live is None and not n_seen - n_new  # nothing held: queries and keys are the same tokens
+    alone = not n_new - 1  # one token sees all that there is
+    ordered = bool(plan.causal) and not alone
     limited = plan.chunk is not None or (plan.window is not None and n_seen > plan.window) or keys.live is not None
+    both_ways = plan.causal == "prefix" and queries.prefix is not None
     mask = None
-    if plan.terms or limited or queries.documents is not None or not (fresh or n_new == 1):
+    if plan.terms or limited or queries.documents is not None or (ordered and (both_ways or not fresh)):
         mask = _dense_mask(q, plan, queries, keys)
         k, v = for_each_query_head(k, v, plan)  # with a mask, CUDA's fused kernels take no groups
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None and fresh, scale=plan.scale,
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None and ordered, scale=plan.scale,
         enable_gqa=k.shape[1] < q.shape[1],
     )  # fmt: skip
 
@@ -96,6 +99,7 @@ def attend_flex(
         return attend_math(q, k, v, plan, queries, keys, dropout, sinks)
     q_at, k_at = (places.positions.expand(q.shape[0], -1) for places in (queries, keys))
     q_doc, k_doc, live = queries.documents, keys.documents, keys.live
+    prefix = queries.prefix if plan.causal == "prefix" else None
 
     def score(logit: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         if plan.softcap is not None:
@@ -103,11 +107,11 @@ def attend_flex(
         return logit + plan.bias(h, q_at[b, i], k_at[b, j]) if plan.terms else logit
 
     def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        seen = plan.visible(q_at[b, i], k_at[b, j])
+        seen = plan.visible(q_at[b, i], k_at[b, j], None if prefix is None else prefix[b, 0])
         seen = seen if live is None else seen & live[j]
         return seen if q_doc is None or k_doc is None else seen & (q_doc[b, i] == k_doc[b, j])
 
-    alike = queries.positions.shape[0] == 1 and q_doc is None  # one mask for all sequences
+    alike = queries.positions.shape[0] == 1 and q_doc is None and prefix is None  # one mask for all sequences
     n_masks = None if alike else q.shape[0]
     blocks = create_block_mask(visible, n_masks, None, q.shape[2], k.shape[2], device=str(q.device))
     attend: Any = flex_attention if torch.compiler.is_compiling() else _flex_on(q.device.type)
@@ -118,7 +122,7 @@ def attend_flex(
     return y if sinks is None else y * torch.sigmoid(aux.lse - sinks[:, None]).to(y.dtype)[..., None]
 
 
-EVERYWHERE = frozenset({"groups", "window", "chunk", "terms"})
+EVERYWHERE = frozenset({"groups", "later tokens", "window", "chunk", "terms"})
 MATH = Kernel("math", EVERYWHERE | {"softcap", "dropout", "sinks", "vector terms"}, attend_math)
 SDPA = Kernel("sdpa", EVERYWHERE | {"dropout", "vector terms"}, attend_sdpa)
 FLEX = Kernel("flex", EVERYWHERE | {"softcap", "sinks"}, attend_flex)

@@ -21,7 +21,7 @@ class Attention(nn.Module):
 
     `honours` names the position hooks that the variant calls: a position that acts in any other is refused, and one
     that acts in these must have an effect. A variant that does not say is given any position, and the run says so.
-    Output i may depend on inputs 0..i alone, and on no other sequence of the batch.
+    Output i may depend on inputs 0..i alone, unless `causal` says otherwise, and on no other sequence of the batch.
     """
 
     honours: ClassVar[frozenset[str] | None] = None
@@ -30,6 +30,8 @@ class Attention(nn.Module):
     relative: bool = True  # whether it sees absolute positions only where the position encoding shows them
     neutral: ClassVar[frozenset[str]] = frozenset()  # options about how it is computed, which change no number
     separates_documents: ClassVar[bool] = False  # true: with context.documents, no token sees another document
+    reads_memory: ClassVar[bool] = False  # true: it looks at context.memory, without which it does nothing
+    causal: bool | str = True  # prefix: tokens of a source see later ones of it (context.prefix); false: all see all
     cached: int | None = None  # numbers remembered for each token seen; 0: a state of fixed size; None: not said
     reach: int | None = None  # tokens back that a token may look, itself included; None: all
     inert: Mapping[str, str] = {}  # parameters that mathematics keeps from learning, by name, with the reason

@@ -6,6 +6,7 @@ import functools
 import math
 import operator
 from dataclasses import dataclass, field
+from typing import Literal
 
 from jaxtyping import Bool
 from torch import Tensor
@@ -24,7 +25,8 @@ class Plan:
 
     scale: float
     n_group: int = 1  # query heads per key head
-    window: int | None = None  # tokens back that a token may look, itself included
+    causal: bool | Literal["prefix"] = True  # false: a token sees later ones too; prefix: where both are of its source
+    window: int | None = None  # tokens that a token may look away, itself included
     chunk: int | None = None  # tokens of a chunk, the first at position 0; a token looks back to the first of its own
     softcap: float | None = None
     dropout: float = 0.0  # probability, on the attention weights in training
@@ -45,6 +47,7 @@ class Plan:
             raise ConfigError(f"model.attention.scale must be above 0, but is {self.scale}.")
         wanted = {
             "groups": self.n_group > 1,
+            "later tokens": self.causal is not True,
             "window": self.window is not None,
             "chunk": self.chunk is not None,
             "softcap": self.softcap is not None,
@@ -64,18 +67,24 @@ class Plan:
         """Whether more than the causal order decides what a token sees."""
         return self.window is not None or self.chunk is not None
 
-    def visible(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
-        """Whether the token at q_pos may look at the one at k_pos, both of one document."""
-        seen = k_pos <= q_pos
+    def visible(self, q_pos: Tensor, k_pos: Tensor, prefix: Tensor | None = None) -> Tensor:
+        """Whether the token at q_pos may look at the one at k_pos, both of one document.
+
+        With `prefix`, the length of its source, all of which comes first: whoever stands in it sees later ones of it.
+        """
+        seen = k_pos <= q_pos if self.causal else k_pos >= 0
+        if self.causal == "prefix" and prefix is not None:
+            seen = seen | (k_pos < prefix)
         if self.window is not None:
-            seen = seen & (q_pos - k_pos < self.window)
+            seen = seen & ((q_pos - k_pos).abs() < self.window)
         if self.chunk is not None:
             seen = seen & (q_pos // self.chunk == k_pos // self.chunk)
         return seen
 
     def mask(self, queries: Places, keys: Places) -> Bool[Tensor, "#B 1 T S"]:
         """Which keys each query may look at, within documents where they are kept apart."""
-        seen = self.visible(queries.positions[:, None, :, None], keys.positions[:, None, None, :])
+        prefix = None if queries.prefix is None else queries.prefix[:, None, :, None]
+        seen = self.visible(queries.positions[:, None, :, None], keys.positions[:, None, None, :], prefix)
         if keys.live is not None:
             seen = seen & keys.live
         if queries.documents is None or keys.documents is None:

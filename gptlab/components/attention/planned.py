@@ -5,7 +5,7 @@ Softmax of scaled scores: Vaswani et al. 2017, arXiv:1706.03762.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn as nn
@@ -18,6 +18,8 @@ from gptlab.components.attention.plan import Plan
 from gptlab.components.context import KVCache, Places
 from gptlab.components.position import Position
 from gptlab.components.shape import Shape
+from gptlab.errors import ConfigError
+from gptlab.registry import label
 
 
 class Planned(Attention):
@@ -39,7 +41,10 @@ class Planned(Attention):
         size: int,
         n_group: int = 1,
         *,
-        window: Annotated[int | None, "tokens back that a token may look, itself included; null: all"] = None,
+        causal: Annotated[
+            bool | Literal["prefix"], "no token sees a later one; prefix: but of its source; false: all see all"
+        ] = True,
+        window: Annotated[int | None, "tokens that a token may look away, itself included; null: all"] = None,
         chunk: Annotated[int | None, "tokens of a chunk, of which none looks into another; null: no chunks"] = None,
         scale: Annotated[float | None, "factor of the scores; null: 1 / sqrt(size of a query)"] = None,
         softcap: Annotated[float | None, "bound c of the scores, c tanh(score / c); null: none"] = None,
@@ -47,9 +52,12 @@ class Planned(Attention):
         dropout: Annotated[float | None, "probability, on the attention weights; null: model.dropout"] = None,
     ) -> None:
         super().__init__(shape, position)
+        _check(position, causal)
+        self.causal = causal
         self.plan = Plan(
             scale=(size**-0.5 if scale is None else scale) * position.score_factor,
             n_group=n_group,
+            causal=causal,
             window=window,
             chunk=chunk,
             softcap=softcap,
@@ -73,5 +81,19 @@ class Planned(Attention):
         return self.kernel.run(q, k, v, self.plan, queries, keys, dropout, self.sinks)
 
     def new_cache(self, batch_size: int, max_len: int) -> KVCache:
-        """What is kept of the tokens that a next one can still see."""
+        """What is kept of the tokens that a next one can still see. ConfigError where it is seen by those before it."""
+        if not self.causal:
+            raise ConfigError(
+                "With model.attention.causal=false a new token changes what those before it are, so none can be "
+                "remembered: feed all of them at once, without a cache."
+            )
         return KVCache(max_len if self.reach is None else min(self.reach, max_len))
+
+
+def _check(position: Position, causal: bool | str) -> None:
+    """ConfigError for a position that adds to the scores by how far back a key is, where keys may be ahead."""
+    if causal is not True and position.terms():
+        raise ConfigError(
+            f"position {label('position', position)!r} knows how far back a token is, not how far ahead, as model."
+            f"attention.causal={str(causal).lower()} asks: choose position=rope, learned or none, or leave causal out."
+        )

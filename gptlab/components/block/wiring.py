@@ -79,8 +79,8 @@ class Block(nn.Module):
         self.attention, self.mlp = parts.attention, parts.mlp
         self.attention_norms = Norms(self._places_of(parts.attention), parts.norm)
         self.mlp_norms = Norms(self._places_of(parts.mlp), parts.norm)
-        self.attention_gain = _gain(parts.attention, shape.n_embd, scale, gain, gain_init)
-        self.mlp_gain = _gain(parts.mlp, shape.n_embd, scale, gain, gain_init)
+        self.attention_gain = gain_of(parts.attention, shape.n_embd, scale, gain, gain_init)
+        self.mlp_gain = gain_of(parts.mlp, shape.n_embd, scale, gain, gain_init)
         self.dropout = nn.Dropout(shape.dropout)
         self.think = self._with_context if getattr(parts.mlp, "takes_context", False) else self._alone
 
@@ -116,13 +116,17 @@ class Block(nn.Module):
         return frozenset() if getattr(part, "absent", False) else self.places
 
 
-def _gain(part: nn.Module, n_embd: int, scale: float, gain: str, start: float | None) -> nn.Module:
+def gain_of(
+    part: nn.Module, n_embd: int, scale: float = 1.0, gain: str = "none", gain_init: float | None = None
+) -> nn.Module:
     """What multiplies a sublayer's output. ConfigError for a first value of no gain."""
-    if gain == "none" and start is not None:
-        raise ConfigError(f"model.block.gain_init={start} is the start of a gain, but there is none: set gain=channel.")
+    if gain == "none" and gain_init is not None:
+        raise ConfigError(
+            f"model.block.gain_init={gain_init} is the start of a gain, but there is none: set gain=channel."
+        )
     if getattr(part, "absent", False):
         return nn.Identity()
     if gain == "none":
         return scaled(scale)
-    first = {"scalar": 0.0, "channel": 0.1}[gain] if start is None else start
+    first = {"scalar": 0.0, "channel": 0.1}[gain] if gain_init is None else gain_init
     return Gain(1 if gain == "scalar" else n_embd, first, scale)
