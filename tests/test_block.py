@@ -94,7 +94,8 @@ def test_a_bare_block_is_one_part_after_the_other_and_nothing_beside() -> None:
 
 @pytest.mark.parametrize("gone", ["attention", "mlp"])
 def test_a_bare_block_passes_on_what_an_absent_part_would_read(gone: str) -> None:
-    sizes = {"vocab_size": 7, "n_layer": 2, "n_embd": C, "n_head": H, "block": "bare", "norm": "none", "init_std": 0.2}
+    sizes = {"vocab_size": 7, "n_layer": 2, "n_embd": C, "n_head": H, "block": "bare", "position": "none"}
+    sizes |= {"norm": "none", "init_std": 0.2}
     (block, _), x = GPT(ModelConfig(**{**sizes, gone: "none"})).double().blocks, torch.randn(B, T, C)
     left = block.mlp if gone == "attention" else block.attention
     alone = left(x) if gone == "attention" else left(x, Context(positions=POSITIONS))

@@ -14,6 +14,9 @@ import torch
 import yaml
 from torch import Tensor
 
+import gptlab.material  # registers texts and tasks, before a test may forget them
+import gptlab.optimizer
+import gptlab.schedule  # noqa: F401
 from gptlab import ModelConfig, cli, conf_dir, registry
 from gptlab.components.attention.plan import Plan
 from gptlab.components.context import Context
@@ -257,11 +260,11 @@ def test_the_engine_knows_the_slope_of_everything_that_it_can_do(float64: None) 
         return (shared.exp() / (1.5 - c) + (a * a).log()).tanh() * shared - (b + 0.1).relu() - (a + 3.0).relu() + c**3.0
 
     ours = [ENGINE.Number(value) for value in values]
-    theirs = [torch.tensor(value, requires_grad=True) for value in values]
+    theirs = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in values]
     (end, wanted) = formula(*ours), formula(*theirs)
     end.backward()
     wanted.backward()
-    assert end.value == pytest.approx(float(wanted), rel=1e-14)
+    assert end.value == pytest.approx(wanted.item(), rel=1e-14)
     for number, tensor in zip(ours, theirs, strict=True):
         assert number.grad == pytest.approx(float(tensor.grad), rel=1e-12)  # type: ignore[arg-type]
 
@@ -280,7 +283,7 @@ def test_the_engine_trains_a_small_mlp_to_the_end_with_the_gradients_of_torch(fl
         loss = (outputs[:, 0] - wanted).square().mean()
         loss.backward()
         losses.append(ENGINE.descend(learner, ENGINE.XOR, rate=0.1))
-        assert losses[-1] == pytest.approx(float(loss), rel=1e-12)
+        assert losses[-1] == pytest.approx(loss.item(), rel=1e-12)
         found = [torch.tensor([[w.grad for w in unit] for unit in layer]) for layer in learner.layers]
         for ours, theirs in zip(found, layers, strict=True):
             torch.testing.assert_close(ours, theirs.grad, rtol=1e-9, atol=1e-13)

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptlab import registry
-from gptlab.components.attention.conv import Conv
 from gptlab.components.attention.recurrence import Carry, recall
 from gptlab.components.attention.state_space import CHUNK
+from gptlab.components.attention.taps import Taps
 from gptlab.components.context import Context
 from gptlab.components.precision import without_autocast
 from gptlab.components.shape import Shape
@@ -301,7 +301,7 @@ def test_states_are_float32_at_least_and_results_have_the_type_of_the_model(spec
     sums += [getattr(getattr(cache, side, None), "state", None) for side in ("above", "below")]
     kept = [held.dtype for held in sums if held is not None]
     assert kept == [torch.float32] * len(kept)
-    assert kept or isinstance(module, Conv)  # which remembers inputs as they came
+    assert kept or isinstance(module, Taps)  # which remembers inputs as they came
 
 
 @pytest.mark.parametrize("spec", VARIANTS, ids=str)
