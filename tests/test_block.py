@@ -85,6 +85,29 @@ def test_an_output_norm_normalizes_what_is_added_alone() -> None:
     assert block.final_norm
 
 
+def test_a_bare_block_is_one_part_after_the_other_and_nothing_beside() -> None:
+    block, x, context = built_block("bare"), torch.randn(B, T, C), Context(positions=POSITIONS)
+    large = 2.0  # sqrt(2 n_layer): parts are drawn as small as a sum of so many needs them
+    h = large * 2 * rms(block.attention_norms.before, x).tanh()
+    close(block(x, context), large * -3 * rms(block.mlp_norms.before, h).tanh())
+
+
+@pytest.mark.parametrize("gone", ["attention", "mlp"])
+def test_a_bare_block_passes_on_what_an_absent_part_would_read(gone: str) -> None:
+    sizes = {"vocab_size": 7, "n_layer": 2, "n_embd": C, "n_head": H, "block": "bare", "position": "none"}
+    sizes |= {"norm": "none", "init_std": 0.2}
+    (block, _), x = GPT(ModelConfig(**{**sizes, gone: "none"})).double().blocks, torch.randn(B, T, C)
+    left = block.mlp if gone == "attention" else block.attention
+    alone = left(x) if gone == "attention" else left(x, Context(positions=POSITIONS))
+    close(block(x, Context(positions=POSITIONS)), 2 * alone)
+    assert torch.equal(GPT(ModelConfig(**{**sizes, "attention": "none", "mlp": "none"})).double().blocks[0](x, None), x)
+
+
+def test_there_is_no_gain_where_nothing_is_added() -> None:
+    with pytest.raises(ConfigError, match="block 'bare' has no option 'gain'"):
+        built_block({"name": "bare", "gain": "channel"})
+
+
 def test_parallel_sublayers_may_have_a_norm_each() -> None:
     block, x = built_block({"name": "parallel", "two_norms": True}), torch.randn(B, T, C)
     close(
@@ -144,7 +167,7 @@ def test_a_unet_needs_two_layers_and_a_mirror() -> None:
     assert GPT(ModelConfig(**sizes, n_layer=4, layers=ends)).blocks[3].skip is not None
 
 
-@pytest.mark.parametrize("block", ["prenorm", "postnorm", "sandwich", "outnorm", "parallel", "unet"])
+@pytest.mark.parametrize("block", ["prenorm", "postnorm", "sandwich", "outnorm", "parallel", "unet", "bare"])
 def test_parts_that_are_none_leave_no_parameters_behind(block: str) -> None:
     sizes = {"vocab_size": 7, "n_layer": 2, "n_embd": C, "n_head": H, "position": "none", "block": block}
     bare = GPT(ModelConfig(**sizes, attention="none", mlp="none"))

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptlab import registry
-from gptlab.components.attention.conv import Conv
 from gptlab.components.attention.recurrence import Carry, recall
 from gptlab.components.attention.state_space import CHUNK
+from gptlab.components.attention.taps import Taps
 from gptlab.components.context import Context
 from gptlab.components.precision import without_autocast
 from gptlab.components.shape import Shape
@@ -29,6 +29,7 @@ VARIANTS: list[Any] = [
     "retention",
     {"name": "retention", "expand": 2},
     {"name": "conv", "kernel_size": 3, "dilation": 4},
+    {"name": "window_mlp", "window": 4},
     "mean",
 ]
 SPLITS = [[T], [1] * T, [CHUNK] * 2 + [21], [7, 1, 1, CHUNK + 5, T - CHUNK - 14], [T - 9, 9]]
@@ -184,6 +185,18 @@ def test_conv_is_torchs_convolution() -> None:
     close(mixed(module, x), affine(module.proj, theirs.relu()))
 
 
+@pytest.mark.parametrize(("window", "hidden"), [(3, None), (1, 7), (5, 40)])
+def test_an_mlp_over_a_window_is_that_of_bengio(window: int, hidden: int | None) -> None:
+    module, x = attention({"name": "window_mlp", "window": window, "hidden": hidden}), torch.randn(B, 30, C)
+    wanted = torch.zeros(B, 30, C)
+    for t in range(30):
+        seen = [x[:, s] if s >= 0 else torch.zeros(B, C) for s in range(t - window + 1, t + 1)]  # the token itself last
+        units = torch.tanh(torch.cat(seen, dim=1) @ module.up.weight.T + module.up.bias)
+        wanted[:, t] = units @ module.proj.weight.T + module.proj.bias
+    close(mixed(module, x), wanted.detach())
+    assert module.up.out_features == (hidden or 4 * C)
+
+
 def test_the_dilation_grows_with_the_layer_and_starts_again_where_it_no_longer_fits() -> None:
     def dilations(kernel_size: int, block_size: int) -> list[int]:
         shapes = [Shape(n_embd=C, n_head=H, block_size=block_size, n_layer=6, layer=layer) for layer in range(6)]
@@ -288,7 +301,7 @@ def test_states_are_float32_at_least_and_results_have_the_type_of_the_model(spec
     sums += [getattr(getattr(cache, side, None), "state", None) for side in ("above", "below")]
     kept = [held.dtype for held in sums if held is not None]
     assert kept == [torch.float32] * len(kept)
-    assert kept or isinstance(module, Conv)  # which remembers inputs as they came
+    assert kept or isinstance(module, Taps)  # which remembers inputs as they came
 
 
 @pytest.mark.parametrize("spec", VARIANTS, ids=str)
@@ -340,6 +353,10 @@ def test_shapes_follow_on_the_meta_device(spec: Any) -> None:
         ({"name": "conv", "dilation": 0}, "none", "dilation must be at least 1, but is 0"),
         ({"name": "conv", "kernel_size": 3, "dilation": 75}, "none", "spans 151 tokens, and block_size is 149"),
         ({"name": "conv", "kernel_size": 150}, "none", "must fit into block_size"),
+        ({"name": "window_mlp", "window": 0}, "none", "window must be from 1 to block_size = 149, but is 0"),
+        ({"name": "window_mlp", "window": 150}, "none", "but is 150"),
+        ({"name": "window_mlp", "hidden": 0}, "none", "hidden must be at least 1, but is 0"),
+        ("window_mlp", "alibi", "acts in terms"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(spec: Any, position: str, told: str) -> None:

@@ -16,7 +16,7 @@ import yaml
 from markupsafe import Markup
 
 from gptlab import pages
-from gptlab.comparison import figures, table
+from gptlab.comparison import figures, steps, table
 from gptlab.comparison.pairing import agreement
 from gptlab.comparison.records import Comparison, RunRecord, differences
 from gptlab.comparison.verdict import Verdict, judge
@@ -27,7 +27,7 @@ from gptlab.runlog import to_json
 SAMPLE = 700  # letters of a text that are shown
 DECLARED = (  # of a plan, for a preset that declares it again
     *("question", "base", "baseline", "match", "width", "tolerance", "tune", "tune_points", "tune_extra"),
-    *("tune_seeds", "screen", "ladder", "seeds", "metric", "better", "margin"),
+    *("tune_seeds", "screen", "ladder", "stepwise", "published", "seeds", "metric", "better", "margin"),
 )
 CAPTIONS = {
     "forest": "Effects with their 95% intervals. The band is the margin within which arms are equivalent; the ticks "
@@ -54,6 +54,7 @@ def write(comparison: Comparison, out: Path) -> Path:
         "values": comparison.values(),
         "ladder": {size: dataclasses.asdict(found)["effects"] for size, found in ladder.items()},
         "signs": signs(ladder),
+        "steps": steps.of(comparison, verdict),
         "unpaired": comparison.unpaired,
         "failures": [_failure(record) for record in comparison.failures()],
     }
@@ -117,6 +118,9 @@ def render(comparison: Comparison, verdict: Verdict, ladder: Mapping[str, Verdic
         plan=comparison.plan or {},
         ladder=signs(ladder),
         told=told(comparison),
+        steps=steps.of(comparison, verdict),
+        step_columns=steps.COLUMNS,
+        without_a_model=steps.without_a_model(comparison),
         sentences=[(effect, sentence(effect, comparison)) for effect in verdict.effects],
         done=sum(record.status == "done" for record in records),
         records=records,
@@ -157,8 +161,9 @@ def regime(comparison: Comparison, verdict: Verdict) -> dict[str, str]:
 def again(comparison: Comparison) -> str:
     """What to type to do it again."""
     if comparison.plan:
+        known = {key: comparison.plan.get(key) for key in DECLARED}
         declared = {
-            key: comparison.plan[key] for key in DECLARED if comparison.plan.get(key) not in (None, [], "", "none")
+            key: value for key, value in known.items() if value not in (None, [], "", "none") and value is not False
         }
         declared = {key: value for key, value in declared.items() if "tune" in declared or not key.startswith("tune_")}
         arms = {arm["name"]: arm.get("overrides") or [] for arm in comparison.plan.get("arms", [])}

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from gptlab import points, rundirs
-from gptlab.comparison import page, table
+from gptlab.comparison import page, steps, table
 from gptlab.comparison.records import DIVERGED
 from gptlab.comparison.runs import read_study
 from gptlab.display import PlainDisplay, harmless
@@ -138,6 +138,7 @@ class Study:
         written = page.write(comparison, self.directory)
         table.show(self.console, comparison, verdict)
         self._say(page.signs(page.ladder_of(comparison, verdict)))
+        self._say(steps.lines(comparison, verdict))
         _add(self.directory / "verdict.json", self.facts)
         logger = self.plan.arms[0].config["logger"]
         dashboard.publish(comparison, verdict, self.directory, logger, lambda line: self._say([line]))

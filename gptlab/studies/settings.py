@@ -62,6 +62,8 @@ class StudyConfig:
     tune_seeds: int = 2  # runs of each rate, on seeds of their own
     screen: list[float] | None = None  # shares of the steps; after each, arms that cannot be better leave
     ladder: list[float] | None = None  # factors of the width at which the study is done again
+    stepwise: bool = False  # each arm builds on the one before it: the page says what it adds and what that brought
+    published: dict[str, Any] | None = None  # arm -> what others report of it, beside its step
     metric: str = "val/loss"  # what is compared, as in metrics.jsonl
     better: Literal["auto", "lower", "higher"] = "auto"  # values of the metric; auto: higher shares of right answers
     margin: float = 0.005  # a difference below this makes arms equivalent, in units of the metric
@@ -92,6 +94,12 @@ class StudyConfig:
             f"A ladder has three sizes or more, but {self.ladder} makes {len({1.0, *(self.ladder or ())})} with 1: "
             "try ladder=0.5,1,2.",
         )
+        require(
+            self.stepwise or not self.published,
+            "published stands beside the steps of a study, but this one has none: say stepwise=true, or leave it out.",
+        )
+        for arm in self.published or {}:
+            require(arm in self.arms, f"published names arms, but {arm!r} is none. {did_you_mean(arm, self.arms)}")
         require(re.fullmatch(r"\w[\w.-]*", self.name) is not None, f"name is a folder under runs/, not {self.name!r}.")
 
     @property
@@ -141,7 +149,8 @@ def read(words: Sequence[str]) -> Request:
     swept = [word for word in overrides if len(split(word.partition("=")[2])) > 1]
     typed = [word for word in overrides if word not in swept]
     if swept:  # other arms answer another question
-        preset.pop("question", None)
+        for of_its_arms in ("question", "stepwise", "published"):
+            preset.pop(of_its_arms, None)
     tree = {**preset, **given, "base": merged(preset.get("base", []), given.get("base", []), typed)}
     if swept:
         tree["arms"] = _combinations(swept)

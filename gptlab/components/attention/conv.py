@@ -12,7 +12,7 @@ import torch.nn as nn
 from jaxtyping import Float
 from torch import Tensor
 
-from gptlab.components.attention.mixer import Attention
+from gptlab.components.attention.taps import Inputs, Taps
 from gptlab.components.context import Context
 from gptlab.components.position import Position
 from gptlab.components.shape import Shape
@@ -20,22 +20,9 @@ from gptlab.errors import ConfigError
 from gptlab.registry import register
 
 
-class Inputs:
-    """The newest inputs, (B, reach - 1, C), zeros where there were none, and the document that each is of."""
-
-    def __init__(self, n_rows: int, n_held: int, like: Tensor) -> None:
-        self.x = like.new_zeros(n_rows, n_held, like.shape[0])
-        self.documents = like.new_full((n_rows, n_held), -1, dtype=torch.long)
-
-
 @register("attention", "conv")
-class Conv(Attention):
+class Conv(Taps):
     """WaveNet: a causal dilated convolution over time, gated. van den Oord et al. 2016, arXiv:1609.03499."""
-
-    honours = frozenset()
-    separates_documents = True
-    cached = 0
-    reach: int
 
     def __init__(
         self,
@@ -49,17 +36,16 @@ class Conv(Attention):
         gated: Annotated[bool, "tanh times a sigmoid of a filter of its own; false: relu"] = True,
         bias: Annotated[bool | None, "a bias in the filters and the projection; null: model.bias"] = None,
     ) -> None:
-        super().__init__(shape, position)
         bias = shape.bias if bias is None else bias
         if kernel_size < 2:
             raise ConfigError(f"model.attention.kernel_size must be at least 2, but is {kernel_size}.")
-        self.dilation = _cycled(shape, kernel_size) if dilation is None else dilation
-        if self.dilation < 1:
-            raise ConfigError(f"model.attention.dilation must be at least 1, but is {self.dilation}.")
-        self.reach = (kernel_size - 1) * self.dilation + 1
+        dilation = _cycled(shape, kernel_size) if dilation is None else dilation
+        if dilation < 1:
+            raise ConfigError(f"model.attention.dilation must be at least 1, but is {dilation}.")
+        super().__init__(shape, position, kernel_size, dilation)
         if self.reach > shape.block_size:
             raise ConfigError(
-                f"A convolution must fit into block_size, but kernel_size {kernel_size} with dilation {self.dilation} "
+                f"A convolution must fit into block_size, but kernel_size {kernel_size} with dilation {dilation} "
                 f"spans {self.reach} tokens, and block_size is {shape.block_size}: make one of the first two smaller."
             )
         self.filters = nn.Linear(kernel_size * shape.n_embd, (1 + gated) * shape.n_embd, bias=bias)
@@ -70,22 +56,7 @@ class Conv(Attention):
         self, x: Float[Tensor, "B T C"], context: Context, cache: Inputs | None = None
     ) -> Float[Tensor, "B T C"]:
         """proj(activation(filters @ taps)), oldest tap first."""
-        past = cache or self.new_cache(len(x), 0)
-        n_new = x.shape[1]
-        starts = range(0, self.reach, self.dilation)
-        seen = torch.cat((past.x.to(x.dtype), x), dim=1)
-        taps = [seen[:, start : start + n_new] for start in starts]
-        if context.documents is not None:
-            documents = torch.cat((past.documents, context.documents), dim=1)
-            own = [documents[:, start : start + n_new, None] == context.documents[..., None] for start in starts]
-            taps = [tap * mine for tap, mine in zip(taps, own, strict=True)]
-            past.documents = documents[:, n_new:]
-        past.x = seen[:, n_new:]
-        return self.proj(self.activation(self.filters(torch.cat(taps, dim=-1))))
-
-    def new_cache(self, batch_size: int, max_len: int) -> Inputs:
-        """The inputs that the next token still reaches."""
-        return Inputs(batch_size, self.reach - 1, self.proj.weight)
+        return self.proj(self.activation(self.filters(self.taps(x, context, cache))))
 
 
 def _cycled(shape: Shape, kernel_size: int) -> int:
