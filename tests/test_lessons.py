@@ -18,8 +18,7 @@ import gptlab.material  # registers texts and tasks, before a test may forget th
 import gptlab.optimizer
 import gptlab.schedule  # noqa: F401
 from gptlab import ModelConfig, cli, conf_dir, registry
-from gptlab.components.attention.plan import Plan
-from gptlab.components.context import Context
+from gptlab.components.context import Context, Encoded
 from gptlab.components.shape import Shape
 from gptlab.config import from_dict
 from gptlab.conformance.probes import influence
@@ -190,19 +189,24 @@ def test_sequences_do_not_talk_to_each_other() -> None:
     assert moved[[0, 2]].max() < 1e-12
 
 
-class Unmasked(Plan):
-    """Every token sees all others."""
-
-    def visible(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
-        return q_pos * k_pos >= 0
-
-
 def test_masked_or_not_is_one_line() -> None:
-    model = a_model(position="rope")
-    assert torch.equal(who_hears_whom(model), torch.ones(T, T).tril().bool())
-    attention: Any = model.attentions[0]
-    attention.plan = Unmasked(scale=attention.plan.scale)
-    assert who_hears_whom(model).all()
+    masked, unmasked = (a_model({"name": "vanilla", "causal": causal}, position="rope") for causal in (True, False))
+    assert torch.equal(who_hears_whom(masked), torch.ones(T, T).tril().bool())
+    assert who_hears_whom(unmasked).all()
+
+
+@torch.no_grad()
+def test_self_and_cross_differ_in_where_keys_and_values_come_from() -> None:
+    shape = Shape(n_embd=16, n_head=2, block_size=T)
+    itself, cross = (
+        registry.build("attention", what, shape, registry.build("position", "none", shape)).eval()
+        for what in ({"name": "vanilla", "causal": False}, "cross")
+    )
+    cross.load_state_dict(itself.state_dict())
+    x, other, nowhere = torch.randn(1, T, 16), torch.randn(1, 5, 16), torch.arange(T)[None]
+    of_itself = cross(x, Context(nowhere, memory=Encoded(x)))
+    torch.testing.assert_close(of_itself, itself(x, Context(nowhere)))
+    assert (cross(x, Context(nowhere, memory=Encoded(other))) - of_itself).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("size", [16, 64, 256])
