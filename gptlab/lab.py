@@ -14,11 +14,15 @@ from torch import Tensor
 
 from gptlab import data, registry
 from gptlab.config import require
+from gptlab.errors import DataError
 from gptlab.inside import attribution, drawing, embeddings, heads, lens, losses, maps, patching, rope, stability
-from gptlab.rundir import load, read_config
+from gptlab.pairs import Pairs
+from gptlab.rundir import load, read_config, trained_on
 from gptlab.rundirs import find
 from gptlab.scoring import dataset_of
 from gptlab.tasks import SymbolTokenizer, Task
+from gptlab.tasks.draws import Array
+from gptlab.text import PairSource
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -128,7 +132,9 @@ class Lab:
     def read(self, text: str | None) -> Int[Tensor, "1 T"]:
         """The tokens of a text, or the first of validation. ConfigError where there are fewer than two."""
         if text is None:
-            return self.validation(1)[0][:, :LENGTH]
+            tokens, targets = self.validation(1)
+            asked = (targets[0] != data.IGNORE).nonzero()
+            return tokens[:, : min(LENGTH, int(asked[-1]) + 1)]  # behind the last that is asked a row is filled up
         ids = self.tokenizer.encode(text)
         require(len(ids) >= 2, f"A text must have 2 tokens or more, but {text!r} has {len(ids)}: write more.")
         return torch.tensor(ids)[None]
@@ -136,8 +142,8 @@ class Lab:
     def validation(self, n_rows: int) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
         """The first sequences of what the run is judged on, and what comes after each token: -100 if nobody asks."""
         source = registry.build("data", read_config(self.path).data)
-        if isinstance(source, Task):
-            inputs, targets = source.validation(source.length)
+        if isinstance(source, Task | PairSource):
+            inputs, targets = self._questions(source)
             return torch.from_numpy(inputs[:n_rows]), torch.from_numpy(targets[:n_rows])
         tokens, block_size = dataset_of(self.path, self.tokenizer).val, self.model.config.block_size
         whole = max(1, (len(tokens) - 1) // block_size)
@@ -148,6 +154,14 @@ class Lab:
         known = self.tokenizer.vocab_size
         texts = [self.tokenizer.decode([i]) if i < known else "·" for i in map(int, ids)]
         return [visible(text.strip() if self.tokenizer.name == SymbolTokenizer.name else text) for text in texts]
+
+    def _questions(self, source: Task | PairSource) -> tuple[Array, Array]:
+        if isinstance(source, Task):
+            return source.validation(source.length)
+        pairs = Pairs(source, self.tokenizer)
+        if pairs.fingerprint() != trained_on(self.path):
+            raise DataError(f"{self.path} was trained on other pairs than {source.path} has now: bring those back.")
+        return pairs.validation()
 
     @torch.no_grad()
     def _likeliest(self, tokens: Int[Tensor, "1 T"]) -> int:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 import gptlab
 from gptlab import look, report, sample, train
-from gptlab.errors import CheckpointError, ConfigError
+from gptlab.errors import CheckpointError, ConfigError, DataError
 from gptlab.inside import VIEWS
 from gptlab.lab import Lab, visible
 
@@ -100,6 +100,22 @@ def test_a_run_of_a_task_is_looked_at_by_its_questions(run: Path) -> None:
     assert lab.lens("1 2 3").numbers.logits.shape[2] == 3
     for view in set(VIEWS) - set(WITHOUT):
         getattr(lab, view)()
+
+
+def test_a_run_of_pairs_is_looked_at_by_its_pairs_until_they_are_others(tmp_path: Path) -> None:
+    sums = tmp_path / "sums.tsv"
+    sums.write_text("".join(f"{a}+{b}\t{a + b}\n" for a in range(12) for b in range(12)))
+    small = tiny.overrides("data=pairs", f"data.path={sums}", "trainer.steps=3", f"run_dir={tmp_path / 'r'}")
+    assert tiny.call(train, *small, "model.attention.causal=prefix").code == 0
+    lab = Lab(tmp_path / "r")
+    source, _, target = lab.tokenizer.decode(lab.read(None)[0].tolist()).partition("\t")
+    assert sum(map(int, source.split("+"))) == int(target)  # the end of a row, and what fills it up, is left out
+    for view in set(VIEWS) - set(WITHOUT) - {"rope"}:
+        getattr(lab, view)()
+    with sums.open("a") as file:
+        file.write("1+1+1\t3\n")
+    with pytest.raises(DataError, match="was trained on other pairs than"):
+        lab.positions()
 
 
 def test_an_opened_run_is_named_like_any_other(run: Path) -> None:
