@@ -45,9 +45,10 @@ class Lab:
         self.model, self.tokenizer = load(self.path, note=note)
 
     def attention(self, text: str | None = None, layer: int | None = None) -> Figure:
-        """Who looks (rows) at whom (columns). Rows sum to 1, less what goes to a sink, and see nothing of the future.
+        """Who looks (rows) at whom (columns). Rows sum to 1, less what goes to a sink.
 
-        A layer without a softmax is shown by the influence of tokens on tokens.
+        Nobody sees the future, but for that of a source under a prefix mask. A layer without a softmax is shown by the
+        influence of tokens on tokens.
         """
         tokens = self.read(text)
         found = [each for each in maps.maps(self.model, tokens) if layer in (None, each.layer)]

@@ -36,7 +36,7 @@ def at_least(number: float, bound: float, message: str) -> None:
 
 def difference(a: Tensor, b: Tensor) -> float:
     """The largest absolute difference."""
-    return float((a - b).abs().max()) if a.numel() else 0.0
+    return float((a - b).detach().abs().max()) if a.numel() else 0.0
 
 
 def logits_of(model: GPT, tokens: Tensor, training: bool = False) -> Tensor:
