@@ -1,4 +1,7 @@
-"""Pages from templates: what is filled in is escaped, and a name that nobody gave is an error."""
+"""Pages from templates: what is filled in is escaped, and a name that nobody gave is an error.
+
+All extend base.html, which has the colours and what pages share.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ import jinja2
 
 
 def fill(template: Path, **values: Any) -> str:
-    """The text of a template, which may include others of its folder, with the values in their places."""
+    """The text of a template, which may extend base.html, with the values in their places."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(template.parent),
+        loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
