@@ -8,7 +8,9 @@ docs/steering.md says what is measured. Further words go to `gptlab train`. Exit
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -33,11 +35,12 @@ def prepare(texts: dict[str, str], out: Path) -> dict[str, str]:
     """Write the mixture, equal parts, and the end of each text to steer on; returns what is mixed of each."""
     n = min(map(len, texts.values()))
     border = int(n * (1 - HELD))
+    learned = {name: text[:border] for name, text in texts.items()}
     for name, text in texts.items():
         (out / f"{name}.txt").write_text(text[border:n], encoding="utf-8")
-    pieces = [text[i : i + PIECE] for i in range(0, border, PIECE) for text in texts.values()]
+    pieces = [text[i : i + PIECE] for i in range(0, border, PIECE) for text in learned.values()]
     (out / "mixture.txt").write_text("\n\n".join(pieces), encoding="utf-8")
-    return {name: text[:border] for name, text in texts.items()}
+    return learned
 
 
 def separable(learned: dict[str, str], out: Path) -> float:
@@ -58,14 +61,15 @@ def separable(learned: dict[str, str], out: Path) -> float:
 
 
 def one_seed(seed: int, out: Path, dose: float, words: list[str]) -> dict[str, Any]:
-    """Train on the mixture, steer on the rest; what steering.json says."""
+    """Train on the mixture, steer on the rest; return steering.json. A run that was begun goes on, one done stays."""
     run = out / f"seed{seed}"
     recipe = {**RECIPE, **dict(word.split("=", 1) for word in words), "seed": str(seed)}
     settings = [f"{key}={value}" for key, value in recipe.items()]
-    begun = json.loads((run / "summary.json").read_text(encoding="utf-8")) if run.is_dir() else None
-    if begun is None:
+    summary = run / "summary.json"
+    if not summary.is_file():
+        shutil.rmtree(run, ignore_errors=True)  # killed before it had begun
         command("train", "data=text", f"data.path={out / 'mixture.txt'}", f"run_dir={run}", *settings)
-    elif begun["status"] != "done":
+    elif json.loads(summary.read_text(encoding="utf-8"))["status"] != "done":
         command("train", f"resume={run}")
     texts = ("--positive", str(out / "positive.txt"), "--negative", str(out / "negative.txt"))
     command("steer", str(run), *texts, "--dose", str(dose), "--out", str(run / "steer"))
@@ -73,9 +77,21 @@ def one_seed(seed: int, out: Path, dose: float, words: list[str]) -> dict[str, A
     return found
 
 
+def claim(out: Path, asked: dict[str, Any]) -> None:
+    """Keep a folder for one question: runs of another would be taken for its own."""
+    kept = out / "asked.json"
+    if kept.is_file() and (before := json.loads(kept.read_text(encoding="utf-8"))) != asked:
+        changed = ", ".join(key for key in asked if asked[key] != before.get(key))
+        sys.exit(f"{out} holds the runs of another study ({changed} differ): give another --out, or remove it.")
+    out.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(asked, indent=1), encoding="utf-8")
+
+
 def command(verb: str, *words: str) -> None:
-    """`gptlab VERB ...`, in a process of its own."""
-    subprocess.run([sys.executable, "-m", f"gptlab.{verb}", *words], check=True, stdout=subprocess.DEVNULL)
+    """`gptlab VERB ...`, in a process of its own, which says itself what is wrong."""
+    code = subprocess.run([sys.executable, "-m", f"gptlab.{verb}", *words], stdout=subprocess.DEVNULL).returncode
+    if code:
+        sys.exit(code)
 
 
 def show(found: dict[int, dict[str, Any]], told: float) -> None:
@@ -98,11 +114,17 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2", help="of training (default 0,1,2)")
     parser.add_argument("--dose", type=float, default=0.125, help="in mean residual norms (default 0.125)")
     parser.add_argument("--out", type=Path, default=Path("runs/steer_study"), help="a folder; done runs in it stay")
-    options, words = parser.parse_known_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="a setting of gptlab train")
+    options = parser.parse_args()
+    if odd := [word for word in options.words if "=" not in word]:
+        parser.error(f"a setting is KEY=VALUE, but {odd[0]!r} has no =")
     texts = {"positive": options.positive.read_text("utf-8"), "negative": options.negative.read_text("utf-8")}
+    read = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+    claim(options.out, {**read, "settings": sorted(options.words)})
     told = separable(prepare(texts, options.out), options.out)
-    found = {seed: one_seed(seed, options.out, options.dose, words) for seed in map(int, options.seeds.split(","))}
+    found = {
+        seed: one_seed(seed, options.out, options.dose, options.words) for seed in map(int, options.seeds.split(","))
+    }
     show(found, told)
     (options.out / "study.json").write_text(json.dumps({"separable": told, "seeds": found}, indent=1), encoding="utf-8")
     sys.exit(0 if all(result["steers"] for result in found.values()) else 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import random
 import re
@@ -452,3 +453,35 @@ def test_texts_that_are_missing_or_the_same_are_one_line(run: Path) -> None:
         ended = steer(run, *flags, texts=False)
         assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1), ended.err
         assert told in ended.err
+
+
+# The study
+
+SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "steer_study.py"
+
+
+def study() -> Any:
+    """The script as a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPT.parent))
+        return importlib.import_module("steer_study")
+
+
+def test_no_letter_that_is_held_out_is_in_the_mixture_and_all_others_are(tmp_path: Path) -> None:
+    n, n_held = 5 * 2000 + 700, 1070  # the last piece that is learnt is no whole one
+    texts = {name: "".join(chr(first + i) for i in range(n)) for name, first in (("one", 0x4E00), ("two", 0x8000))}
+    learned = study().prepare(texts, tmp_path)
+    mixture = (tmp_path / "mixture.txt").read_text("utf-8")
+    for name, text in texts.items():
+        held = (tmp_path / f"{name}.txt").read_text("utf-8")
+        assert held == text[-n_held:]
+        assert learned[name] + held == text
+        assert not set(held) & set(mixture)
+        assert set(learned[name]) <= set(mixture)
+
+
+def test_a_folder_of_another_study_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    study().claim(tmp_path, {"settings": ["trainer.steps=3"]})
+    study().claim(tmp_path, {"settings": ["trainer.steps=3"]})
+    with pytest.raises(SystemExit, match="holds the runs of another study"):
+        study().claim(tmp_path, {"settings": ["trainer.steps=4"]})
