@@ -44,7 +44,7 @@ OF_BLOCK = (
     "out",
 )
 BEFORE_PROJ = {"attention": "heads", "mlp": "hidden"}
-SOFTMAXES = (torch.softmax, Tensor.softmax, F.softmax)
+SOFTMAXES = (torch.softmax, Tensor.softmax, F.softmax, torch.special.softmax)
 LISTED = "gptlab.activations.names(model)"
 
 
@@ -52,9 +52,11 @@ LISTED = "gptlab.activations.names(model)"
 def names(model: GPT) -> list[str]:
     """Every point that can be recorded, in the order in which a pass comes by; found by a pass of 3 tokens."""
     training, n_tokens = model.training, min(3, model.position.limit or 3)
-    with record(model.eval()) as seen:
-        model(torch.zeros(1, n_tokens, dtype=torch.long, device=next(model.parameters()).device))
-    model.train(training)
+    try:
+        with record(model.eval()) as seen:
+            model(torch.zeros(1, n_tokens, dtype=torch.long, device=next(model.parameters()).device))
+    finally:
+        model.train(training)
     return list(seen)
 
 
@@ -156,7 +158,13 @@ def _borders(model: GPT) -> Iterator[tuple[str, nn.Module, Callable[[nn.Module, 
 
 
 def _before(module: nn.Module, tap: Function) -> RemovableHandle:
-    return module.register_forward_pre_hook(lambda _, given: (tap(given[0]), *given[1:]))
+    def heard(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if given:
+            return (tap(given[0]), *given[1:]), named
+        first = next(name for name, value in named.items() if isinstance(value, Tensor))
+        return (), {**named, first: tap(named[first])}
+
+    return module.register_forward_pre_hook(heard, with_kwargs=True)
 
 
 def _after(module: nn.Module, tap: Function) -> RemovableHandle:
@@ -238,9 +246,10 @@ class Ears:
     def forward(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """The same pass of an attention without a kernel, its calls of torch overheard."""
 
-        def run(x: Tensor, *rest: Any) -> Tensor:
+        def run(*given: Any, **named: Any) -> Tensor:
+            x = next(value for value in (*given, *named.values()) if isinstance(value, Tensor))
             with Calls(self, x.shape[1]):
-                return forward(x, *rest)
+                return forward(*given, **named)
 
         return run
 
@@ -260,9 +269,11 @@ class Calls(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             return self.fused(*args, **kwargs)
         out = func(*args, **kwargs)
-        if func in SOFTMAXES and args and _is_map(out, self.n_tokens):
+        if func not in SOFTMAXES or not _is_map(out, self.n_tokens):
+            return out
+        if args:
             return self.ears.weigh(args[0], out, lambda scores: func(scores, *args[1:], **kwargs))
-        return out
+        return self.ears.weigh(kwargs["input"], out, lambda scores: func(**{**kwargs, "input": scores}))
 
     def fused(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,

@@ -15,6 +15,7 @@ from torch import Tensor
 from gptlab import data, registry
 from gptlab.config import require
 from gptlab.errors import DataError
+from gptlab.evaluation import require_order
 from gptlab.inside import attribution, drawing, embeddings, heads, lens, losses, maps, patching, rope, stability
 from gptlab.pairs import Pairs
 from gptlab.rundir import load, read_config, trained_on
@@ -80,7 +81,7 @@ class Lab:
         tokens = self.read(text)
         targets = tokens.roll(-1, dims=1)
         targets[:, -1] = self._likeliest(tokens)
-        other = None if against is None else torch.full_like(tokens, self._first(against))
+        other = None if against is None else torch.full_like(tokens, self._token(against))
         found = attribution.attribute(self.model, tokens, targets, other)
         return _shown(drawing.attribution(found, self.words(tokens[0]), self.words(targets[0])), found)
 
@@ -93,7 +94,7 @@ class Lab:
         """
         texts = [self.read(text) for text in (clean, corrupted)]
         given = zip(texts, (right, wrong), strict=True)
-        one, other = (self._likeliest(tokens) if said is None else self._first(said) for tokens, said in given)
+        one, other = (self._likeliest(tokens) if said is None else self._token(said) for tokens, said in given)
         said = self.tokenizer.decode([one])
         require(one != other, f"Both answers are {said!r}, which tells nothing: give right and wrong, or other texts.")
         found = patching.patch(self.model, texts[0][0], texts[1][0], one, other, point)
@@ -105,6 +106,8 @@ class Lab:
         same = lab.tokenizer.state() == self.tokenizer.state()
         require(same, f"Losses are compared token by token, but {lab.path} has another tokenizer: name another run.")
         tokens = self.read(text)
+        require_order(self.model)
+        require_order(lab.model)
         found = losses.difference(self.model, lab.model, tokens[:, :-1], tokens[:, 1:])[0]
         return _shown(drawing.compare(found, self.words(tokens[0, 1:]), (self.path.name, lab.path.name)), found)
 
@@ -168,9 +171,9 @@ class Lab:
     def _likeliest(self, tokens: Int[Tensor, "1 T"]) -> int:
         return int(self.model(tokens, last=True).argmax())
 
-    def _first(self, word: str) -> int:
+    def _token(self, word: str) -> int:
         ids = self.tokenizer.encode(word)
-        require(bool(ids), "An answer is a token, but one that is given is empty: write it.")
+        require(len(ids) == 1, f"An answer is one token of the run, but {word!r} has {len(ids)}: give another.")
         return ids[0]
 
 

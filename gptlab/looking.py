@@ -42,6 +42,13 @@ def look(options: argparse.Namespace, out: TextIO) -> None:
     for view in options.view or []:
         require(view in given, f"--view {view} needs --{NEEDS.get(view)}: give it.")
     require(options.corrupted is None or options.text is not None, "--corrupted is a --text with a change: give both.")
+    for flag, view in {"corrupted": "patch", "right": "patch", "wrong": "patch", "other": "compare"}.items():
+        drawn = view in (options.view or given)
+        how = f"ask for it with --{NEEDS[view]}{f' and --view {view}' if options.view else ''}"
+        require(
+            drawn or getattr(options, flag) is None,
+            f"--{flag} is about the view {view}, which is not drawn: {how}, or leave --{flag} out.",
+        )
     lab = Lab(options.run, note=lambda line: print(line, file=sys.stderr))
     if options.text is not None:
         lab.read(options.text)  # what is wrong with a text is wrong with all views

@@ -88,7 +88,8 @@ class Pairs:
         ids = [self._ids(pair) for pair in pairs]
         begins = np.cumsum([0, *(len(source) + len(target) for source, target in ids)])
         targets = begins[:-1] + np.array([len(source) for source, _ in ids])
-        return Rows(np.array([i for pair in ids for part in pair for i in part], dtype=kind), begins, targets)
+        one_by_one = (i for pair in ids for part in pair for i in part)
+        return Rows(np.fromiter(one_by_one, dtype=kind, count=begins[-1]), begins, targets)
 
     def _ids(self, pair: Pair) -> tuple[list[int], list[int]]:
         """Source and separator, target and end. DataError where one of the two ids is in the text itself."""

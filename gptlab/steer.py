@@ -16,7 +16,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--negative", metavar="TEXT", help="and away from; half of both finds, the other half measures")
     parser.add_argument("--lines", action="store_true", help="every line of them is a text of its own")
     parser.add_argument("--window", type=int, help="tokens of a passage at most (default block_size)")
-    parser.add_argument("--passages", type=int, default=128, help="of each at most, evenly over it (default 128)")
+    parser.add_argument("--passages", type=int, help="of each at most, evenly over it (default 128)")
     parser.add_argument("--layer", type=int, help="steer after this one, from 0; -1: the last (default the middle)")
     parser.add_argument("--method", choices=("mean", "pca"), help="mean difference (default), or of pairs the first PC")
     parser.add_argument(

@@ -15,6 +15,7 @@ from torch import Tensor
 from gptlab import ModelConfig, components, register, registry  # noqa: F401  (components registers the variants)
 from gptlab.activations import OF_SOFTMAX, edit, names, record
 from gptlab.components.attention import Attention
+from gptlab.components.block.prenorm import PreNorm
 from gptlab.conformance.cases import SLOTS, Case, cases_for
 from gptlab.errors import ConfigError
 from gptlab.model import GPT
@@ -84,7 +85,24 @@ class Single(ByHand):
         return self.proj(self.mix(*self.qkv(x).chunk(3, dim=-1)))
 
 
-PLUGINS = {"by_hand": ByHand, "fused": Fused, "single": Single}
+class Named(ByHand):
+    """A plugin's attention that gives torch its arguments by name."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = q @ k.mT / math.sqrt(q.shape[-1])
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        return torch.softmax(input=scores.masked_fill(future, float("-inf")), dim=-1) @ v
+
+
+PLUGINS = {"by_hand": ByHand, "fused": Fused, "single": Single, "named": Named}
+
+
+class Keyed(PreNorm):
+    """A plugin's block that gives its parts what they need by name."""
+
+    def forward(self, x: Tensor, context: Any, cache: Any = None) -> Tensor:
+        x = x + self.attention(context=context, x=self.attention_norms.before(x))
+        return x + self.mlp(x=self.mlp_norms.before(x))
 
 
 @pytest.fixture(params=PLUGINS)
@@ -204,6 +222,19 @@ def test_a_plugin_is_recorded_and_edited_without_code_of_its_own(plugin: str) ->
     with torch.no_grad(), edit(model, {f"{here}.weights": torch.zeros_like}), record(model, f"{here}.heads") as seen:
         assert not torch.allclose(model(ids()), plain)
     torch.testing.assert_close(seen[f"{here}.heads"], torch.zeros(2, 16, 32), atol=1e-6, rtol=0)
+
+
+def test_a_block_may_give_its_parts_what_they_need_by_name(plugin: str) -> None:
+    register("block", "keyed")(Keyed)
+    points = ["blocks.1.in", "blocks.1.attention.in", "blocks.1.attention.weights", "blocks.1.mlp.in", "blocks.1.out"]
+    seen = []
+    for block in ("prenorm", "keyed"):
+        model = model_of(attention=plugin, position="learned", block=block)
+        with torch.no_grad(), record(model, points) as found:
+            model(ids())
+        seen.append({name: found[name] for name in points})
+    for name in points:
+        assert torch.equal(seen[0][name], seen[1][name])
 
 
 MASKS: dict[str, dict[str, Any]] = {

@@ -295,7 +295,7 @@ def test_tokens_come_twice_without_the_one_that_ends_documents() -> None:
 # Losses, token by token
 
 
-def test_losses_by_position_average_to_the_loss() -> None:
+def test_losses_by_position_average_to_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokens = model_of(), ids(16, 6)
     targets = tokens.roll(-1, 1)
     targets[:, :3] = -100
@@ -307,6 +307,8 @@ def test_losses_by_position_average_to_the_loss() -> None:
     pairs = zip(tokens.split(1), targets.split(1), strict=True)
     each = torch.cat([losses.token_losses(model, *pair) for pair in pairs])
     torch.testing.assert_close(found.error[3:], each[:, 3:].std(0) / math.sqrt(6))
+    monkeypatch.setattr(losses, "HELD", 16 * 11 * 4)  # four rows at a time
+    torch.testing.assert_close(losses.by_position(model, tokens, targets).mean, found.mean, equal_nan=True)
 
 
 def test_a_model_does_not_differ_from_itself_and_two_differ_by_their_losses() -> None:
@@ -367,7 +369,7 @@ def test_rope_is_two_pi_theta_to_the_2i_over_r_and_looks_at_what_turns() -> None
     torch.testing.assert_close(found.lengths, 2 * math.pi * 100.0 ** torch.tensor([0.0, 0.5]))
     mixed = model_of(layers=[{"at": 1, "position": {"name": "rope", "theta": 9.0}}])
     assert [each.layers for each in rope.wavelengths(mixed)] == [[0], [1]]
-    with pytest.raises(ConfigError, match="Position 'alibi' turns nothing"):
+    with pytest.raises(ConfigError, match="Position 'alibi' is no rotary"):
         rope.wavelengths(model_of(position="alibi"))
 
 

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 import gptlab
-from gptlab import look, report, sample, train
+from gptlab import look, report, sample, steer, train
 from gptlab.errors import CheckpointError, ConfigError, DataError
 from gptlab.inside import VIEWS
 from gptlab.lab import Lab, visible
@@ -112,6 +112,10 @@ def test_a_run_of_pairs_is_looked_at_by_its_pairs_until_they_are_others(tmp_path
     assert sum(map(int, source.split("+"))) == int(target)  # the end of a row, and what fills it up, is left out
     for view in set(VIEWS) - set(WITHOUT) - {"rope"}:
         getattr(lab, view)()
+    with pytest.raises(ConfigError, match="causal=prefix lets it see"):
+        lab.compare(lab)
+    texts = ("--positive", str(sums), "--negative", str(sums))
+    assert "causal=prefix lets it see" in tiny.call(steer, str(lab.path), *texts).err
     with sums.open("a") as file:
         file.write("1+1+1\t3\n")
     with pytest.raises(DataError, match="was trained on other pairs than"):
@@ -161,7 +165,7 @@ def test_what_a_model_does_not_have_is_said_on_the_page_or_refused_when_asked_fo
     ended = looked(linear, "--text", "the cat", "--out", str(tmp_path))
     assert ended.code == 0, ended.err
     assert not (tmp_path / "rope.png").exists()
-    assert "turns nothing" in (tmp_path / "index.html").read_text("utf-8")
+    assert "is no rotary encoding" in (tmp_path / "index.html").read_text("utf-8")
     ended = looked(linear, "--view", "rope")
     assert (ended.code, ended.err.count("\n")) == (2, 1)
 
@@ -175,6 +179,11 @@ def test_what_a_model_does_not_have_is_said_on_the_page_or_refused_when_asked_fo
         ("--corrupted mat", "--corrupted is a --text with a change"),
         ("--text the --corrupted then --right s --wrong a --view patch", "as many tokens"),
         ("--text the --corrupted cat --right s --wrong s --view patch", "Both answers are 's'"),
+        ("--text the --corrupted cat --right th --view patch", "An answer is one token"),
+        ("--text the --corrupted cat --view lens", "--corrupted is about the view patch, which is not drawn"),
+        ("--text the --view lens --right s", "--right is about the view patch, which is not drawn"),
+        ("--text the --wrong s", "ask for it with --corrupted, or leave --wrong out"),
+        ("--view lens --other nowhere", "ask for it with --other and --view compare, or leave --other out"),
         ("--text t", "A text must have 2 tokens"),
         ("--text ÑÑ", "Character 'Ñ'"),
         ("--other nowhere", "holds a config.yaml"),

@@ -357,8 +357,8 @@ def test_the_other_order_of_the_texts_is_the_other_sign(run: Path) -> None:
 
 def steer(run: Path, *flags: str, texts: bool = True) -> tiny.Ended:
     given = ["--positive", str(run.with_name("upper.txt")), "--negative", str(run.with_name("lower.txt"))]
-    few = ["--passages", "16", "--tokens", "12", "--device", "cpu"]
-    return tiny.call(door, str(run), *(given if texts else []), *few, *flags)
+    few = ["--tokens", "12", "--device", "cpu"]
+    return tiny.call(door, str(run), *([*given, "--passages", "16"] if texts else []), *few, *flags)
 
 
 def test_the_door_writes_a_table_a_text_and_a_page_that_needs_no_network(run: Path, tmp_path: Path) -> None:
@@ -396,15 +396,17 @@ def test_unsteered_text_is_that_of_gptlab_sample(run: Path, tmp_path: Path) -> N
 def test_what_is_found_is_kept_in_the_run_and_can_be_combined(run: Path, tmp_path: Path) -> None:
     ended = steer(run, "--layer", "-1", "--method", "pca")
     assert ended.code == 0, ended.err
-    kept = run / "steer" / "upper_lower_layer1_pca" / "direction.safetensors"
+    (kept,) = run.glob("steer/upper_lower_layer1_pca_*/direction.safetensors")
     assert Direction.load(kept).layer == 1
     assert steer(run).code == 0
-    other = run / "steer" / "upper_lower_layer0_mean" / "direction.safetensors"
+    (other,) = run.glob("steer/upper_lower_layer0_mean_*/direction.safetensors")
     both = steer(run, "--direction", f"{kept}:0.5", "--direction", f"{other}:-1", "--out", str(tmp_path / "both"))
     assert both.code == 0, both.err
     found = json.loads((tmp_path / "both" / "steering.json").read_text())
     assert [(one["weight"], one["layer"]) for one in found["directions"]] == [(0.5, 1), (-1.0, 0)]
     assert not (tmp_path / "both" / "direction.safetensors").exists()
+    assert steer(run, "--window", "20").code == 0
+    assert len(list(run.glob("steer/upper_lower_layer0_mean_*"))) == 2  # another question, another folder
     again = steer(run, "--direction", str(other), "--out", str(tmp_path / "again"))
     assert again.code == 0
     first = json.loads((other.parent / "steering.json").read_text())
@@ -448,6 +450,8 @@ def test_texts_that_are_missing_or_the_same_are_one_line(run: Path) -> None:
     for flags, told in (
         ([], "give --positive and --negative, or --direction"),
         (["--positive", str(run.with_name("upper.txt"))], "go together"),
+        (["--direction", "x", "--lines"], "--lines, --window and --passages are about --positive and --negative"),
+        (["--direction", "x", "--window", "3"], "leave them out, or give texts"),
         ([f"--{sign}={run.with_name('upper.txt')}" for sign in ("positive", "negative")], "Two texts must differ"),
     ):
         ended = steer(run, *flags, texts=False)

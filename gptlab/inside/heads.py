@@ -52,7 +52,8 @@ def detect(model: GPT, *, n_rows: int = 8, seed: int = 0) -> list[Head]:
 
 def repeated(model: GPT, n_rows: int, seed: int) -> Int[Tensor, "B T"]:
     """Rows of different random tokens, as many as fit twice into block_size, and the same again."""
-    ids = [i for i in range(model.token_embedding.num_embeddings) if i != model.config.separator]
+    ends = (model.config.separator, model.config.source_end)  # which change what the others see
+    ids = [i for i in range(model.token_embedding.num_embeddings) if i not in ends]
     n = min(len(ids), model.config.block_size // 2, LONGEST)
     if n < 2:
         raise ConfigError(f"Heads are told apart by 2 tokens or more that come twice, but {n} fit: train with more.")

@@ -12,6 +12,8 @@ from torch import Tensor
 from gptlab.data import IGNORE
 from gptlab.model import GPT
 
+HELD = 2**24  # logits at a time
+
 
 class ByPosition(NamedTuple):
     """Mean loss at each place that is asked for, in nats, and its standard error; NaN where nothing is asked."""
@@ -22,8 +24,14 @@ class ByPosition(NamedTuple):
 
 @torch.no_grad()
 def token_losses(model: GPT, tokens: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-    """Cross entropy of each target in nats; NaN where it is -100."""
-    losses = F.cross_entropy(model(tokens).mT.double(), targets, reduction="none", ignore_index=IGNORE)
+    """Cross entropy of each target in nats; NaN where it is -100. Logits of a part of the rows are held at a time."""
+    n_rows = max(1, HELD // (tokens.shape[1] * model.token_embedding.num_embeddings))
+    losses = torch.cat(
+        [
+            F.cross_entropy(model(some).mT.double(), asked, reduction="none", ignore_index=IGNORE)
+            for some, asked in zip(tokens.split(n_rows), targets.split(n_rows), strict=True)
+        ]
+    )
     return losses.masked_fill(targets == IGNORE, float("nan"))
 
 

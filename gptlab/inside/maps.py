@@ -13,8 +13,11 @@ from torch import Tensor
 
 from gptlab.activations import edit, record
 from gptlab.components.attention import trait
+from gptlab.errors import ConfigError
 from gptlab.model import GPT
+from gptlab.registry import label
 
+LONGEST = 256  # tokens of which derivatives are taken
 PROBES = 8  # random directions in which a token's output is looked at
 
 
@@ -55,6 +58,12 @@ def influence(model: GPT, tokens: Int[Tensor, "B T"], layers: Collection[int]) -
 
     if not layers:
         return {}
+    if tokens.shape[1] > LONGEST:
+        name = label("attention", model.attentions[min(layers)])
+        raise ConfigError(
+            f"Attention {name!r} shows no softmax, so that its map is made of {PROBES} derivatives for each token, of "
+            f"{LONGEST} at most, but this text has {tokens.shape[1]}: cut it."
+        )
     outputs = [f"blocks.{layer}.attention.out" for layer in layers]
     cuts = {f"blocks.{layer}.attention.in": cut(layer) for layer in layers}
     with torch.enable_grad(), edit(model, cuts), record(model, outputs, keep_grad=True) as seen:

@@ -15,6 +15,8 @@ from gptlab.activations import OF_SOFTMAX, edit, record
 from gptlab.errors import ConfigError
 from gptlab.model import GPT
 
+LONGEST = 128  # tokens: what is kept of a model grows with their square
+
 
 class Patched(NamedTuple):
     """What is measured is logit[right] - logit[wrong] of the next token."""
@@ -43,6 +45,10 @@ def patch(
     n_tokens = len(clean)
     if point.rpartition(".")[2] in OF_SOFTMAX:
         raise ConfigError(f"Patching goes from token to token, but {point} is of heads first: choose out or mlp.out.")
+    if n_tokens > LONGEST:
+        raise ConfigError(
+            f"Patching goes through a text once a token, so {LONGEST} are the most, not {n_tokens}: cut it."
+        )
     if len(corrupted) != n_tokens:
         raise ConfigError(
             f"What one token gets is put in the place of another's, so both texts must have as many tokens, but have "

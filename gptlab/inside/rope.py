@@ -36,7 +36,9 @@ def wavelengths(model: GPT) -> list[Waves]:
             found.setdefault((id(position), size), waves).layers.append(layer)
     if not found:
         name = registry.label("position", model.position)
-        raise ConfigError(f"Position {name!r} turns nothing, so it has no wavelengths: look at a run with rope.")
+        raise ConfigError(
+            f"Position {name!r} is no rotary encoding that a layer calls, so nothing turns: look at a run with rope."
+        )
     return list(found.values())
 
 

@@ -74,10 +74,13 @@ def log_likelihoods(model: GPT, passages: Sequence[Tensor], batch: int, edits: E
     device, found = next(model.parameters()).device, []
     with activations.edit(model, edits):
         for tokens, targets in batches(passages, batch):
-            logits = model(tokens.to(device)).float()
-            nats = F.cross_entropy(logits.mT, targets.to(device), reduction="none", ignore_index=IGNORE)
-            found.append(-nats.cpu().double().sum(1) / (targets != IGNORE).sum(1))
-    return torch.cat(found)
+            hidden, _ = model.hidden(tokens.to(device))
+            for row, asked in zip(hidden, targets, strict=True):  # logits of one passage at a time
+                known = asked != IGNORE
+                logits = model.logits(row[known.to(device)]).float()
+                nats = F.cross_entropy(logits, asked[known].to(device), reduction="none")
+                found.append(-nats.double().mean())
+    return torch.stack(found).cpu()
 
 
 class Held:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import math
 import re
 import shlex
@@ -16,6 +17,7 @@ from rich.console import Console
 from gptlab import activations
 from gptlab.config import require
 from gptlab.display import harmless
+from gptlab.evaluation import require_order
 from gptlab.hardware import choose_device
 from gptlab.model import GPT
 from gptlab.rundir import load
@@ -29,6 +31,7 @@ from gptlab.steering.passages import LEAST, Passages, halves
 from gptlab.tokenizer import Tokenizer
 from gptlab.writing import continuations
 
+N_PASSAGES = 128  # of each text where no number is asked for
 N_TOKENS = 150  # a text's length where none is asked for
 Weighted = Sequence[tuple[Direction, float]]
 
@@ -39,6 +42,8 @@ def steer(options: argparse.Namespace, words: Sequence[str]) -> None:
     run_dir, device = find(options.run), choose_device(options.device)
     model, tokenizer = load(run_dir, note=_say)
     model.to(device)
+    if options.positive is not None:
+        require_order(model)
     parts = [_saved(word, model) for word in options.direction or []]
     layers = {direction.layer for direction, _ in parts} or {_layer(options.layer, model)}
     rule = RULES[options.method or "mean"]
@@ -73,11 +78,18 @@ def _check(options: argparse.Namespace) -> None:
         "--layer and --method are about finding a direction, but --direction gives one: leave them out.",
     )
     require(
+        texts[0] is not None or not (options.lines or options.window or options.passages),
+        "--lines, --window and --passages are about --positive and --negative: leave them out, or give texts.",
+    )
+    require(
         math.isfinite(options.dose) and options.dose != 0,
         f"--dose must be a number other than 0, but is {options.dose}: dose 0, which changes nothing, is always there.",
     )
     require(options.window is None or options.window >= 2, f"--window must be at least 2, but is {options.window}.")
-    require(options.passages >= LEAST, f"--passages must be at least {LEAST}, but is {options.passages}.")
+    require(
+        options.passages is None or options.passages >= LEAST,
+        f"--passages must be at least {LEAST}, but is {options.passages}.",
+    )
     require(options.batch >= 1, f"--batch must be at least 1, but is {options.batch}.")
     require(options.tokens is None or options.tokens >= 1, f"--tokens must be at least 1, but is {options.tokens}.")
 
@@ -104,7 +116,7 @@ def _texts(options: argparse.Namespace, tokenizer: Tokenizer, window: int) -> tu
     if options.positive is None:
         return None
     given = (options.positive, options.negative)
-    return halves(tokenizer, *given, window=window, at_most=options.passages, lines=options.lines)
+    return halves(tokenizer, *given, window=window, at_most=options.passages or N_PASSAGES, lines=options.lines)
 
 
 def _writer(model: GPT, tokenizer: Tokenizer, options: argparse.Namespace) -> Callable[[Edits], str]:
@@ -131,7 +143,10 @@ def _name(options: argparse.Namespace, layers: set[int]) -> str:
     if options.direction:
         return "_".join(re.sub(r"[^\w.+-]+", "-", word) for word in options.direction)
     (layer,) = layers
-    return f"{Path(options.positive).stem}_{Path(options.negative).stem}_layer{layer}_{options.method or 'mean'}"
+    texts = [Path(text).expanduser() for text in (options.positive, options.negative)]
+    asked = [*(str(text.resolve()) for text in texts), options.window, options.passages, options.lines]
+    what = hashlib.sha256(repr(asked).encode()).hexdigest()[:6]
+    return f"{texts[0].stem}_{texts[1].stem}_layer{layer}_{options.method or 'mean'}_{what}"
 
 
 def _facts(
