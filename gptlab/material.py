@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gptlab import data, ngram, registry
-from gptlab.config import RunConfig, require
+from gptlab.config import RunConfig, TrainerConfig, require
 from gptlab.data import IGNORE, Dataset
 from gptlab.evaluation import Answers, answer, bits_per_byte, evaluate
 from gptlab.model import GPT
@@ -328,9 +328,12 @@ def _check_settings(config: RunConfig, name: str, n_tokens: int) -> None:
         f"{n_tokens}: set model.block_size={n_tokens}, or say trainer.accumulate.",
     )
     require(not config.model.document_mask, f"data={name} has no documents: leave model.document_mask out.")
-    require(
-        not config.trainer.sample_prompt, f"data={name} samples its own questions: leave trainer.sample_prompt out."
-    )
+    usual = TrainerConfig()
+    for setting in ("sample_prompt", "sample_tokens", "sample_temperature"):
+        require(
+            getattr(config.trainer, setting) == getattr(usual, setting),
+            f"data={name} samples its own questions, decoded greedily to their ends: leave trainer.{setting} out.",
+        )
 
 
 def _end_sources(config: RunConfig, end: int | None) -> None:

@@ -45,6 +45,7 @@ SETTINGS = {
     "trainer.precision": "fp32",
     "logger": "none",
 }
+TEXTS = ("data=text", "data=python", "data=shakespeare", "data=names", "data=hf")
 CLOCKED = ("seconds", "tokens_per_second", "mfu")  # what no two runs share
 
 
@@ -70,6 +71,8 @@ def overrides(*words: str) -> list[str]:
     given = {word.partition("=")[0] for word in words}
     if given & {"data", "experiment"}:
         given |= {"data", "data.path"}
+    if any(word.startswith(("data=", "experiment=")) and word not in TEXTS for word in words):
+        given.add("trainer.sample_tokens")  # questions have lengths of their own
     return [*(f"{key}={value}" for key, value in SETTINGS.items() if key not in given), *words]
 
 

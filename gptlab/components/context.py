@@ -42,7 +42,10 @@ class Places:
 
 
 class Encoded(NamedTuple):
-    """What an encoder put out, for an attention to look at; where `mask` is false it is hidden."""
+    """What an encoder put out, for an attention to look at; where `mask` is false it is hidden.
+
+    Each row must show something: what a token looks at is a mean, and there is none of nothing.
+    """
 
     states: Float[Tensor, "#B S C"]
     mask: Bool[Tensor, "#B S"] | None = None

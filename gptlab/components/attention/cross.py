@@ -50,6 +50,7 @@ class Cross(Softmax):
                 "attention 'cross' looks at what an encoder put out, but there is none: set GPT.memory, or choose "
                 "model/attention=softmax and another block."
             )
+        _check_sizes(x, context.memory)
         q = split(self.bound(self.q(x)), self.n_head)
         k, v = (split(self.bound(part(context.memory.states)), self.n_kv_head) for part in (self.k, self.v))
         k, v = (part.expand(x.shape[0], -1, -1, -1) for part in (self.k_norm(k), v))
@@ -59,6 +60,13 @@ class Cross(Softmax):
     def new_cache(self, batch_size: int, max_len: int) -> Any:
         """Nothing of x is looked at again."""
         return None
+
+
+def _check_sizes(x: Float[Tensor, "B T C"], memory: Encoded) -> None:
+    """ConfigError where rows of the two sequences cannot belong together."""
+    n_rows, wanted = len(memory.states), len(x)
+    if n_rows not in (1, wanted):
+        raise ConfigError(f"GPT.memory must have a row for each of {wanted} texts, or one for all, but has {n_rows}.")
 
 
 def _places(x: Float[Tensor, "B T C"], memory: Encoded) -> tuple[Places, Places]:
