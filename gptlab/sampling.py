@@ -15,7 +15,7 @@ from gptlab import registry
 from gptlab.components.attention import trait
 from gptlab.components.context import Cache, Context, KVCache
 from gptlab.config import require
-from gptlab.errors import ConfigError, DataError
+from gptlab.errors import ConfigError, DataError, TrainingError
 from gptlab.hardware import has_compiler
 from gptlab.model import GPT
 from gptlab.seeds import seed_of
@@ -181,6 +181,11 @@ def generate(
         step = Step(model, cache) if compiled is None else choose_step(model, cache, compiled)
         for i in range(n_tokens):
             p = draw.probabilities(logits).cpu()
+            if not p.isfinite().all():
+                raise TrainingError(
+                    "The scores of this model are not finite, so no text can be drawn from them: it has diverged. Take an "
+                    "older checkpoint, or train with a lower optimizer.lr."
+                )
             drawn = [int(torch.multinomial(row, 1, generator=g)) for row, g in zip(p, generators, strict=True)]
             yield drawn
             if i + 1 < n_tokens:

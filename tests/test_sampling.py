@@ -14,7 +14,7 @@ from gptlab import ModelConfig, registry, sampling
 from gptlab.components import context as context_module
 from gptlab.components.attention import Attention
 from gptlab.components.context import Context
-from gptlab.errors import ConfigError
+from gptlab.errors import ConfigError, TrainingError
 from gptlab.hardware import has_compiler
 from gptlab.model import GPT
 from gptlab.sampling import Draw, check_length, generate
@@ -129,6 +129,13 @@ def test_sampling_leaves_the_models_mode_and_the_global_generator_alone() -> Non
     drawn(model, [5], 3)
     assert model.training
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_nothing_is_drawn_from_a_model_that_has_diverged() -> None:
+    model = gpt()
+    model.head.weight.data.fill_(float("nan"))
+    with pytest.raises(TrainingError, match="are not finite, so no text can be drawn"):
+        drawn(model, [1, 2], 1)
 
 
 def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
