@@ -95,13 +95,14 @@ def command(verb: str, *words: str) -> None:
 
 
 def show(found: dict[int, dict[str, Any]], told: float) -> None:
-    """A row a seed: the effect, the cost, and which criteria are met."""
-    first = next(iter(found.values()))
-    table = Table("seed", "effect", "cost", "wrong way", *first["criteria"], box=None)
+    """A row a seed: the effect, the cost, and which criteria are not met."""
+    table = Table("seed", "effect", "cost", "wrong way", "not met", box=None)
     for seed, result in found.items():
         full = result["curve"][-1]
-        met = ("yes" if met else "no" for met in result["criteria"].values())
-        table.add_row(str(seed), f"{full['effect']:+.4f}", f"{full['cost']:+.4f}", f"{full['wrong']:.0%}", *met)
+        missed = ", ".join(name for name, met in result["criteria"].items() if not met)
+        table.add_row(
+            str(seed), f"{full['effect']:+.4f}", f"{full['cost']:+.4f}", f"{full['wrong']:.0%}", missed or "none"
+        )
     console = Console(highlight=False)
     console.print(table)
     console.print(f"{told:.1%} of held-out passages of {SEEN} letters are told apart by counts of three letters.")
