@@ -183,8 +183,8 @@ def generate(
             p = draw.probabilities(logits).cpu()
             if not p.isfinite().all():
                 raise TrainingError(
-                    "The scores of this model are not finite, so no text can be drawn from them: it has diverged. Take an "
-                    "older checkpoint, or train with a lower optimizer.lr."
+                    "The scores of this model are not finite, so no text can be drawn from them: it has diverged. Take "
+                    "an older checkpoint, or train with a lower optimizer.lr."
                 )
             drawn = [int(torch.multinomial(row, 1, generator=g)) for row, g in zip(p, generators, strict=True)]
             yield drawn

@@ -329,7 +329,10 @@ def test_a_direction_steers_and_controls_do_not(method: str, run: Path, record_p
     texts = halves(tokenizer, *paths, window=32, at_most=64, lines=False)
     streams = look(model, texts[0], [0], batch=64)
     direction = streams[0].direction(RULES[method])
-    found = measure(model, texts[1], [(direction, 1.0)], streams, RULES[method], dose=DOSE, batch=64)
+    passes: list[None] = []
+    tick = {"tick": lambda: passes.append(None)}
+    found = measure(model, texts[1], [(direction, 1.0)], streams, RULES[method], dose=DOSE, batch=64, **tick)
+    assert len(passes) == effect.N_PASSES
     met = {criterion.name: criterion.met for criterion in found.criteria()}
     full, opposite, still = found.curve[-1], found.curve[0], found.curve[5]
     record_property("measured", f"steering, {method}: effect {full.effect:+.3f}, cost {full.cost:+.3f}; {met}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +34,7 @@ from gptlab.steering.passages import Passages, batches
 
 N_DOSES = 5  # of each sign, each twice the one before
 N_CONTROLS = 20  # random vectors, and shuffles of the labels
+N_PASSES = 1 + (2 * N_DOSES + 1) + 1 + 2 * N_CONTROLS  # unsteered, by dose, projected out, the two controls
 AFFORDABLE = 0.10  # nats per token that steering may cost
 QUANTILE = 97.5  # percentile of the controls that an effect must be above
 
@@ -86,8 +87,8 @@ def log_likelihoods(model: GPT, passages: Sequence[Tensor], batch: int, edits: E
 class Held:
     """Held-out texts of both sorts, and how likely they are to a model that is not steered."""
 
-    def __init__(self, model: GPT, texts: Passages, batch: int) -> None:
-        self.model, self.texts, self.batch = model, texts, batch
+    def __init__(self, model: GPT, texts: Passages, batch: int, tick: Callable[[], None] = lambda: None) -> None:
+        self.model, self.texts, self.batch, self.tick = model, texts, batch, tick
         self.plain = self._score({})
 
     def under(self, edits: Edits, dose: float) -> Outcome:
@@ -112,6 +113,7 @@ class Held:
         """The log-likelihoods of the positive and of the negative texts."""
         texts = (self.texts.positive, self.texts.negative)
         ours, theirs = (log_likelihoods(self.model, passages, self.batch, edits) for passages in texts)
+        self.tick()
         return ours, theirs
 
 
@@ -206,9 +208,13 @@ def measure(
     *,
     dose: float,
     batch: int,
+    tick: Callable[[], None] = lambda: None,
 ) -> Measured:
-    """Directions, each with its weight, measured on held-out texts; `streams` is where shuffled ones are found."""
-    vectors, size, held = combine(directions), abs(dose), Held(model, held_out, batch)
+    """Directions, each with its weight, measured on held-out texts; `streams` is where shuffled ones are found.
+
+    `tick` is called after each of N_PASSES over these texts.
+    """
+    vectors, size, held = combine(directions), abs(dose), Held(model, held_out, batch, tick)
 
     def control(vectors: Vectors) -> Outcome:
         return held.under(added(vectors, size), size)

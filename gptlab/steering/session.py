@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import Progress
 
 from gptlab import activations
 from gptlab.config import require
@@ -25,7 +26,7 @@ from gptlab.rundirs import find
 from gptlab.sampling import Draw, check_length, generate, prompt_ids
 from gptlab.steering import page
 from gptlab.steering.direction import Direction, Edits, added, combine, projected_out
-from gptlab.steering.effect import Measured, doses, measure
+from gptlab.steering.effect import N_PASSES, Measured, doses, measure
 from gptlab.steering.finding import RULES, look
 from gptlab.steering.passages import LEAST, Passages, halves
 from gptlab.tokenizer import Tokenizer
@@ -50,10 +51,12 @@ def steer(options: argparse.Namespace, words: Sequence[str]) -> None:
     write, console = _writer(model, tokenizer, options), Console(stderr=True)
     texts, measured = _texts(options, tokenizer, options.window or model.config.block_size), None
     if texts:
-        with console.status("measuring"):
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+            measuring = progress.add_task(f"measuring on {2 * len(texts[1].positive)} passages", total=N_PASSES)
             streams = look(model, texts[0], layers, options.batch)
             parts = parts or [(stream.direction(rule), 1.0) for stream in streams.values()]
-            measured = measure(model, texts[1], parts, streams, rule, dose=options.dose, batch=options.batch)
+            sizes = {"dose": options.dose, "batch": options.batch}
+            measured = measure(model, texts[1], parts, streams, rule, **sizes, tick=lambda: progress.advance(measuring))
     with console.status("writing"):
         samples = {_label(dose): write(added(combine(parts), dose)) for dose in doses(options.dose)}
         samples[page.OUT] = write(projected_out([direction for direction, _ in parts]))
