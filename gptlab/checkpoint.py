@@ -206,6 +206,11 @@ def newest(run_dir: Path) -> Path | None:
     return next(iter(_newest_first(run_dir / "checkpoints")), None)
 
 
+def kept(run_dir: Path) -> dict[int, Path]:
+    """Step -> the checkpoint directory of a run, the oldest first, not verified."""
+    return {_order(path)[0]: path for path in reversed(_newest_first(run_dir / "checkpoints"))}
+
+
 def load(
     path: Path, *, note: Callable[[str], None], device: str | torch.device = "cpu", together: bool = False
 ) -> Checkpoint:

@@ -12,6 +12,7 @@ from torch import Tensor
 from gptlab.comparison.drawing import ARMS, BAND, INK, MUTED, canvas
 from gptlab.inside.attribution import Attribution
 from gptlab.inside.embeddings import Components, Neighbours
+from gptlab.inside.experts import Load
 from gptlab.inside.heads import FOUND, KINDS, Head
 from gptlab.inside.lens import Lens
 from gptlab.inside.losses import ByPosition
@@ -204,6 +205,25 @@ def stability(found: Stability) -> Figure:
         right.set_ylabel("largest score of each head")
         for axes in (left, right):
             axes.grid(axis="y")
+        return figure
+
+
+def experts(found: Sequence[Load]) -> Figure:
+    """The load of each expert, layer by layer, beside the share that all would have alike."""
+    n_rows = -(-len(found) // 2)
+    with canvas("experts", 8, 0.7 + 1.8 * n_rows) as figure:
+        panels = figure.subplots(n_rows, 2, squeeze=False).flatten()
+        for axes, (layer, chosen, weights) in zip(panels, found, strict=False):
+            axes.bar(range(len(chosen)), _numbers(chosen), color=ARMS[0], label="of the choices")
+            axes.plot(_numbers(weights), "_", color=ARMS[1], markersize=9, markeredgewidth=2, label="of the weights")
+            axes.axhline(1 / len(chosen), color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="alike")
+            axes.set_title(f"layer {layer}", loc="left", fontsize=9)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        for axes in panels[len(found) :]:
+            axes.set_visible(False)
+        panels[0].set_ylabel("share")
+        drawn = panels[0].get_legend_handles_labels()
+        figure.legend(*drawn, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
         return figure
 
 

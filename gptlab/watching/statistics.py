@@ -1,4 +1,4 @@
-"""How well a training is conditioned, from its newest checkpoint and one batch: activations, gradients, updates."""
+"""How well a training is conditioned, from a checkpoint and one batch: activations, gradients, updates."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _updates(lab: Lab, model: GPT) -> dict[str, float]:
     if config.lora.rank:
         return {}
     optimizer = registry.build("optimizer", config.optimizer, parameter_groups(model))
-    saved = checkpoint.load(lab.path, note=lab.note)
+    saved = checkpoint.load(lab.checkpoint, note=lab.note)
     names = {p: name for name, p in model.named_parameters()}
     checkpoint.restore_optimizer(optimizer, names, saved.tensors["optimizer"], saved.meta["optimizer"])
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
