@@ -122,9 +122,8 @@ def _places(run_dir: Path, step: int, keep: int, word: str) -> tuple[Path, Path]
 
 
 def _begin(temporary: Path) -> None:
-    temporary.parent.mkdir(parents=True, exist_ok=True)
     _sweep(temporary.parent)
-    temporary.mkdir()
+    temporary.mkdir(parents=True)
 
 
 def _unsaved(path: Path, error: Exception) -> CheckpointError:

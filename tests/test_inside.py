@@ -393,8 +393,8 @@ def test_stability_is_the_root_mean_square_and_the_largest_score() -> None:
 MIXTURES: dict[str, dict[str, Any]] = {
     "softmax": {"n_expert": 5},
     "weights_that_do_not_sum_to_1": {"n_expert": 4, "top_k": 1, "renormalise": False, "balance": "none"},
-    "groups": {"n_expert": 8, "top_k": 3, "router": "sigmoid", "scale": 2.5, "n_group": 4, "top_group": 2, "n_shared": 1},
-    "bias": {"n_expert": 6, "balance": "bias", "router": "sigmoid", "router_bias": True},
+    "groups": {"n_expert": 8, "top_k": 3, "router": "sigmoid", "n_group": 4, "top_group": 2, "n_shared": 1},
+    "bias": {"n_expert": 6, "balance": "bias", "router": "sigmoid", "scale": 2.5, "router_bias": True},
 }
 
 

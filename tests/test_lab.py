@@ -24,7 +24,7 @@ WITHOUT = ("patch", "compare")  # views that need another text or run
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with rope and experts, and two checkpoints; beside it one of another seed, one with learned positions and no softmax, and one of a task."""
+    """A run with rope and experts, and two checkpoints. Beside it: one of another seed, no softmax, bytes, a task."""
     folder = tmp_path_factory.mktemp("looked")
     text = tiny.write_text(folder)
     runs = {

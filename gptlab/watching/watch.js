@@ -2,6 +2,7 @@
 const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5fbf", "#8a8a3c"];
 const MAIN = ["val/loss", "train/loss"];
 const SECOND = 2000; // milliseconds between looks
+const SHARP = 2; // pixels of a picture for one of the page
 const HIDDEN = new Set(["step", "tokens", "seconds", "flops"]);
 const $ = (id) => document.getElementById(id);
 const state = { runs: [], rows: [], samples: [], chosen: new Set(), views: [], asked: 0, step: null, steps: [], newest: null };
@@ -90,7 +91,7 @@ function lines(keys) {
 function drawCurves() {
   const picked = $("metric").value || "loss";
   const levels = picked === "loss" && $("ruler").checked ? ruler() : [];
-  $("curves").replaceChildren(plot(lines(picked === "loss" ? MAIN : [picked]), levels, 860, 320));
+  $("curves").replaceChildren(plot(lines(picked === "loss" ? MAIN : [picked]), levels, $("curves").clientWidth, 320));
   const others = metrics().filter((key) => !MAIN.includes(key) && key !== picked);
   $("small").replaceChildren(...others.map((key) => make("figure", {}, make("figcaption", {}, key), plot(lines([key]), [], 300, 130))));
 }
@@ -190,11 +191,12 @@ async function ask(event) {
         const { step, tokens } = await json("/api/tokens", { run, ...asked });
         return of(step), make("div", { class: "tokens" }, head, coloured(tokens));
       }
-      const answer = await get("/look", { run, view, ...asked, ...(view === "compare" ? { other } : {}) });
+      const words = { run, view, ...asked, ...(view === "compare" ? { other } : {}) };
+      const answer = await get("/look", words);
       const image = make("img", { alt: `${$("view").selectedOptions[0].text} of ${state.runs[run].name}` });
-      image.onload = () => URL.revokeObjectURL(image.src);
+      image.onload = () => fit(image);
       image.src = URL.createObjectURL(await answer.blob());
-      return of(answer.headers.get("X-Step")), make("div", {}, head, make("div", { class: "scroll" }, image));
+      return of(answer.headers.get("X-Step")), make("div", {}, head, make("div", { class: "scroll" }, whole(words, image)));
     } catch (error) {
       return make("div", {}, head, make("p", { class: "wrong" }, error.message));
     }
@@ -203,6 +205,14 @@ async function ask(event) {
   $("inside").replaceChildren(...cards);
   $("inside").classList.remove("busy");
 }
+
+function fit(image) {
+  image.width = image.naturalWidth / SHARP;
+  if (image.naturalWidth > 3 * image.naturalHeight) image.classList.add("long"); // it is scrolled along
+  URL.revokeObjectURL(image.src);
+}
+
+const whole = (words, image) => make("a", { href: `/look?${new URLSearchParams(words)}`, target: "_blank", title: "open it whole" }, image);
 
 function coloured(tokens) {
   const worst = Math.max(...tokens.map((token) => token.loss ?? 0), 1e-9);
