@@ -126,8 +126,9 @@ def test_a_view_is_of_the_step_that_is_asked_for_and_of_the_newest_where_none_is
 def test_the_optimizer_of_statistics_is_that_of_the_step(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs / "seed0", tmp_path / "then")
     shutil.rmtree(tmp_path / "then" / "checkpoints" / "step_00000012")
-    at, then = (statistics(lab).updates for lab in (gptlab.open(runs / "seed0", step=9), gptlab.open(tmp_path / "then")))
-    assert at == then != statistics(gptlab.open(runs / "seed0")).updates
+    then = statistics(gptlab.open(tmp_path / "then")).updates
+    assert then == statistics(gptlab.open(runs / "seed0", step=9)).updates
+    assert then != statistics(gptlab.open(runs / "seed0")).updates
 
 
 def test_models_and_pictures_that_are_held_are_few(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,6 +264,7 @@ def test_a_browser_looks_at_any_kept_checkpoint_and_goes_on_with_the_newest(runs
             shutil.copytree(checkpoints / "step_00000012", checkpoints / "step_00000015")
             shutil.rmtree(checkpoints / "step_00000009")
         page.wait("document.getElementById('at').textContent === 'step 9, no longer kept'")
+        assert page.run("[step.value, step.max]") == ["0", "3"]  # 9, which is left behind; 12; 15; the newest
         shown_at(page, 9)  # what was drawn stays
         choose(page, "view", "lens")
         line = page.wait("document.querySelector('#inside .wrong')?.textContent")
@@ -270,7 +272,12 @@ def test_a_browser_looks_at_any_kept_checkpoint_and_goes_on_with_the_newest(runs
         choose(page, "step", 3)
         page.wait("document.getElementById('at').textContent === 'the newest'")
         shown_at(page, 12)  # the manifest says so: the copy is called otherwise
-        page.wait("document.getElementById('step').max === '2'")
+        assert page.run("[step.value, step.max]") == ["2", "2"]
+        page.run("document.querySelector('#inside img').id = 'before'")
+        for checkpoints in (one, two):
+            shutil.copytree(checkpoints / "step_00000012", checkpoints / "step_00000018")
+        page.wait("document.querySelectorAll('#inside img').length === 2 && !document.getElementById('before')")
+        assert page.run("[step.value, step.max]") == ["3", "3"]
 
 
 @BROWSER
