@@ -226,7 +226,7 @@ def experts(found: Sequence[Load]) -> Figure:
             axes.set_xlabel("expert")
         panels[0].set_ylabel("share")
         handles, names = panels[0].get_legend_handles_labels()
-        figure.legend(handles[::-1], names[::-1], loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+        figure.legend(handles[::-1], names[::-1], loc="outside lower left", ncols=3, fontsize=8, frameon=False)
         return figure
 
 

@@ -224,6 +224,7 @@ function coloured(tokens) {
 }
 
 for (const id of ["metric", "axis", "ruler"]) $(id).onchange = drawCurves;
+addEventListener("resize", drawCurves);
 $("when").oninput = drawSamples;
 $("ask").onsubmit = ask;
 $("view").onchange = ask;
