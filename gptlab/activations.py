@@ -24,11 +24,13 @@ from gptlab.components.attention.kernels import Kernel, for_each_query_head, sco
 from gptlab.components.attention.plan import Plan
 from gptlab.components.attention.planned import Planned
 from gptlab.components.context import Places
+from gptlab.components.mlp.router import Route
 from gptlab.errors import ConfigError, did_you_mean
 from gptlab.model import GPT
 from gptlab.registry import label
 
 Function = Callable[[Tensor], Tensor]
+Listen = Callable[[nn.Module, Function], RemovableHandle]
 OF_SOFTMAX = ("q", "k", "v", "scores", "weights")  # (B, H, T, ...), where an attention has them
 OF_BLOCK = (
     "in",  # the residual stream, (B, T, C)
@@ -38,6 +40,7 @@ OF_BLOCK = (
     "attention.out",
     "attention.added",  # what the stream gets of it: after norm, dropout and gain
     "mlp.in",
+    *(f"mlp.{name}" for name in Route._fields),  # where its module `router` sends tokens, if that gives a Route
     "mlp.hidden",  # what its layer `proj` reads, (B, T, F)
     "mlp.out",
     "mlp.added",
@@ -138,7 +141,7 @@ def _tapped(model: GPT, patterns: Collection[str], at: Callable[[str, Tensor], T
         raise ConfigError(f"{_whose(model, missed[0])} computes no {missed[0]}: {LISTED} lists what there is.")
 
 
-def _borders(model: GPT) -> Iterator[tuple[str, nn.Module, Callable[[nn.Module, Function], RemovableHandle]]]:
+def _borders(model: GPT) -> Iterator[tuple[str, nn.Module, Listen]]:
     """The points where a module begins or ends, and how to listen there."""
     yield "embedding", model.dropout, _after
     for layer, block in enumerate(model.blocks):
@@ -153,6 +156,8 @@ def _borders(model: GPT) -> Iterator[tuple[str, nn.Module, Callable[[nn.Module, 
                 yield f"{here}{part}.{inside}", proj, _before
             if isinstance(gain := getattr(block, f"{part}_gain", None), nn.Module):
                 yield f"{here}{part}.added", gain, _after
+        if isinstance(router := getattr(block.mlp, "router", None), nn.Module):
+            yield from ((f"{here}mlp.{name}", router, _after_routing(name)) for name in Route._fields)
     yield "norm", model.norm, _after
     yield "logits", model, _after
 
@@ -169,6 +174,18 @@ def _before(module: nn.Module, tap: Function) -> RemovableHandle:
 
 def _after(module: nn.Module, tap: Function) -> RemovableHandle:
     return module.register_forward_hook(lambda _, given, out: tap(out))
+
+
+def _after_routing(name: str) -> Listen:
+    """A field of the Route that a router gives; what a router of another kind gives is left alone."""
+
+    def listen(module: nn.Module, tap: Function) -> RemovableHandle:
+        def heard(_: nn.Module, given: Any, out: Any) -> Any:
+            return out._replace(**{name: tap(getattr(out, name))}) if isinstance(out, Route) else out
+
+        return module.register_forward_hook(heard)
+
+    return listen
 
 
 def _whose(model: GPT, name: str) -> str:

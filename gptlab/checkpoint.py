@@ -122,9 +122,8 @@ def _places(run_dir: Path, step: int, keep: int, word: str) -> tuple[Path, Path]
 
 
 def _begin(temporary: Path) -> None:
-    temporary.parent.mkdir(parents=True, exist_ok=True)
     _sweep(temporary.parent)
-    temporary.mkdir()
+    temporary.mkdir(parents=True)
 
 
 def _unsaved(path: Path, error: Exception) -> CheckpointError:
@@ -204,6 +203,11 @@ def _newest_first(folder: Path) -> list[Path]:
 def newest(run_dir: Path) -> Path | None:
     """The newest checkpoint directory of a run, not verified; None when there is none."""
     return next(iter(_newest_first(run_dir / "checkpoints")), None)
+
+
+def kept(run_dir: Path) -> dict[int, Path]:
+    """Step -> the checkpoint directory of a run, the oldest first, not verified."""
+    return {_order(path)[0]: path for path in reversed(_newest_first(run_dir / "checkpoints"))}
 
 
 def load(

@@ -12,14 +12,26 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from gptlab import data, registry
+from gptlab import data, registry, tokenizer
 from gptlab.config import require
 from gptlab.errors import DataError
 from gptlab.evaluation import require_order
-from gptlab.inside import attribution, drawing, embeddings, heads, lens, losses, maps, patching, rope, stability
+from gptlab.inside import (
+    attribution,
+    drawing,
+    embeddings,
+    experts,
+    heads,
+    lens,
+    losses,
+    maps,
+    patching,
+    rope,
+    stability,
+)
 from gptlab.pairs import Pairs
-from gptlab.rundir import load, read_config, trained_on
-from gptlab.rundirs import find
+from gptlab.rundir import chosen, model_of, read_config, trained_on
+from gptlab.rundirs import TOKENIZER, find
 from gptlab.scoring import dataset_of
 from gptlab.tasks import SymbolTokenizer, Task
 from gptlab.tasks.draws import Array
@@ -33,17 +45,20 @@ ROWS = 64  # sequences of validation that a mean is of
 LETTERS = 8  # of a token in a figure
 
 
-def open(run: str | Path = "latest", *, note: Callable[[str], None] = print) -> Lab:
-    """The newest model of a run, or its best, to look inside; `run` is a directory or `latest`."""
-    return Lab(run, note=note)
+def open(run: str | Path = "latest", *, step: int | None = None, note: Callable[[str], None] = print) -> Lab:
+    """The newest model of a run, or its best, or that of a step, to look inside; `run` is a directory or `latest`."""
+    return Lab(run, step=step, note=note)
 
 
 class Lab:
     """A model and its tokenizer, on the CPU. Where no text is given, views read the beginning of validation."""
 
-    def __init__(self, run: str | Path, *, note: Callable[[str], None] = print) -> None:
+    def __init__(self, run: str | Path, *, step: int | None = None, note: Callable[[str], None] = print) -> None:
         self.path, self.note = find(str(run)), note
-        self.model, self.tokenizer = load(self.path, note=note)
+        config = read_config(self.path)
+        saved = chosen(self.path, config, step, note)
+        self.step, self.checkpoint = saved.step, saved.path
+        self.model, self.tokenizer = model_of(config, saved), tokenizer.load(self.path / TOKENIZER)
 
     def attention(self, text: str | None = None, layer: int | None = None) -> Figure:
         """Who looks (rows) at whom (columns). Rows sum to 1, less what goes to a sink.
@@ -109,7 +124,8 @@ class Lab:
         require_order(self.model)
         require_order(lab.model)
         found = losses.difference(self.model, lab.model, tokens[:, :-1], tokens[:, 1:])[0]
-        return _shown(drawing.compare(found, self.words(tokens[0, 1:]), (self.path.name, lab.path.name)), found)
+        names = (f"{self.path.name}, step {self.step}", f"{lab.path.name}, step {lab.step}")
+        return _shown(drawing.compare(found, self.words(tokens[0, 1:]), names), found)
 
     def positions(self) -> Figure:
         """Mean loss on validation by how many tokens the prediction is made from; the band is two standard errors."""
@@ -132,6 +148,15 @@ class Lab:
         """The root mean square of the residual stream by depth, and the largest attention logit of each head."""
         found = stability.stability(self.model, self.read(text))
         return _shown(drawing.stability(found), found)
+
+    def experts(self, text: str | None = None) -> Figure:
+        """The share of a layer's choices that each of its experts gets, and of the router's weights, on validation.
+
+        Dashed: the share that all would have alike.
+        """
+        found = experts.loads(self.model, self.validation(ROWS)[0] if text is None else self.read(text))
+        require(bool(found), "Experts are chosen by a router, but no MLP here has one: look at a run of mlp=moe.")
+        return _shown(drawing.experts(found), found)
 
     def read(self, text: str | None) -> Int[Tensor, "1 T"]:
         """The tokens of a text, or the first of validation. ConfigError where there are fewer than two."""

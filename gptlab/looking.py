@@ -49,7 +49,7 @@ def look(options: argparse.Namespace, out: TextIO) -> None:
             drawn or getattr(options, flag) is None,
             f"--{flag} is about the view {view}, which is not drawn: {how}, or leave --{flag} out.",
         )
-    lab = Lab(options.run, note=lambda line: print(line, file=sys.stderr))
+    lab = Lab(options.run, step=options.step, note=lambda line: print(line, file=sys.stderr))
     if options.text is not None:
         lab.read(options.text)  # what is wrong with a text is wrong with all views
     folder: Path = options.out or lab.path / "look"
@@ -68,11 +68,12 @@ def _draws(lab: Lab, options: argparse.Namespace) -> dict[str, Callable[[], Figu
         "lens": lambda: lab.lens(text),
         "attribution": lambda: lab.attribution(text),
         "patch": lambda: lab.patch(text, options.corrupted, options.right, options.wrong),
-        "compare": lambda: lab.compare(options.other, text),
+        "compare": lambda: lab.compare(Lab(options.other, step=options.step, note=lab.note), text),
         "positions": lab.positions,
         "embeddings": lambda: lab.embeddings(text),
         "rope": lab.rope,
         "stability": lambda: lab.stability(text),
+        "experts": lambda: lab.experts(text),
     }
 
 
@@ -93,7 +94,7 @@ def _picture(view: str, draw: Callable[[], Figure], folder: Path, must: bool) ->
 def _page(lab: Lab, text: str | None, pictures: list[Picture]) -> str:
     """One file, which needs no network and no scripts."""
     told = {
-        "run": lab.path,
+        "run": f"{lab.path}, step {lab.step:,}",
         "model": f"{len(lab.model.blocks)} layers, {lab.model.n_parameters():,} parameters",
         "text": text or "the beginning of validation",
     }

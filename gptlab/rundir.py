@@ -11,7 +11,7 @@ import yaml
 
 import gptlab.tasks  # noqa: F401  (registers the tokenizer of a task)
 from gptlab import checkpoint, lora, plugins, registry, tokenizer
-from gptlab.config import LAYER_SLOTS, RunConfig, from_dict, to_dict
+from gptlab.config import LAYER_SLOTS, RunConfig, from_dict, require, to_dict
 from gptlab.errors import CheckpointError, ConfigError
 from gptlab.files import write_atomically
 from gptlab.model import GPT
@@ -72,23 +72,41 @@ def changed(config: RunConfig, run_dir: Path, changes: Mapping[str, Any]) -> Run
     return from_dict(tree)
 
 
-def load(run_dir: str | Path, *, note: Callable[[str], None] = print) -> tuple[GPT, Tokenizer]:
+def load(
+    run_dir: str | Path, *, step: int | None = None, note: Callable[[str], None] = print
+) -> tuple[GPT, Tokenizer]:  # fmt: skip
     """The model of a run (in eval mode, on the CPU) and its tokenizer. `run_dir` may be `latest`.
 
-    It is the newest good one, or the best where trainer.patience waited for it; adapters are merged. Damaged
-    checkpoints are passed over, said by `note`. Nothing read can run code; the plugins that the run names are imported
-    from the user's own files. CheckpointError when there is no such run or no good checkpoint.
+    It is of a `step` that is kept, or the newest good one, or the best where trainer.patience waited for it; adapters
+    are merged. Damaged checkpoints are passed over, said by `note`. Nothing read can run code; the plugins that the run
+    names are imported from the user's own files. CheckpointError when there is no such run or no good checkpoint.
     """
     path = find(str(run_dir))
     config = read_config(path)
+    return model_of(config, chosen(path, config, step, note)), tokenizer.load(path / TOKENIZER)
+
+
+def model_of(config: RunConfig, saved: checkpoint.Checkpoint) -> GPT:
+    """The model that a run had at a checkpoint, in eval mode, on the CPU."""
     model = GPT(config.model)
     if config.lora.rank:
         lora.adapt(model, config.lora)
-    model.load_tensors(_chosen(path, config, note).tensors["model"])
-    return lora.merge(model).eval(), tokenizer.load(path / TOKENIZER)
+    model.load_tensors(saved.tensors["model"])
+    return lora.merge(model).eval()
 
 
-def _chosen(path: Path, config: RunConfig, note: Callable[[str], None]) -> checkpoint.Checkpoint:
+def kept(run_dir: Path) -> dict[int, Path]:
+    """Step -> the checkpoint that there is of it, the oldest first: the newest ones, and the best."""
+    return dict(sorted((checkpoint.kept(run_dir / BEST) | checkpoint.kept(run_dir)).items()))
+
+
+def chosen(path: Path, config: RunConfig, step: int | None, note: Callable[[str], None]) -> checkpoint.Checkpoint:
+    """The checkpoint of a step; of None the best where there is one, else the newest good one."""
+    if step is not None:
+        held = kept(path)
+        steps = ", ".join(map(str, held)) or "none yet"
+        require(step in held, f"{path} keeps no checkpoint of step {step}, but of {steps}: trainer.keep=N keeps N.")
+        return checkpoint.load(held[step], note=note)
     if config.trainer.patience and checkpoint.newest(path / BEST):
         try:
             return checkpoint.load(path / BEST, note=note)

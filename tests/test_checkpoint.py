@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gptlab import checkpoint
-from gptlab.checkpoint import load, newest, optimizer_tensors, restore_optimizer, save
+from gptlab.checkpoint import kept, load, newest, optimizer_tensors, restore_optimizer, save
 from gptlab.errors import CheckpointError, ConfigError
 
 FILE = "model.safetensors"
@@ -87,6 +87,10 @@ def test_the_newest_are_kept_and_the_newest_is_loaded(tmp_path: Path) -> None:
     assert newest(tmp_path) == folder / "step_5000000000"
     assert_is(load(tmp_path, note=silent), 5_000_000_000)
     assert_is(load(folder / "step_00000050", note=silent), 50)
+    (folder / "step_00000500.replaced").mkdir()
+    names = {50: "step_00000050", 500: "step_00000500", 5_000_000_000: "step_5000000000"}
+    assert list(kept(tmp_path).items()) == [(step, folder / name) for step, name in names.items()]
+    assert kept(tmp_path / "nowhere") == {}
 
 
 def test_a_run_without_a_checkpoint_says_so(tmp_path: Path) -> None:

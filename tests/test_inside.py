@@ -15,9 +15,10 @@ from torch import Tensor
 from gptlab import ModelConfig, register, registry
 from gptlab.activations import record
 from gptlab.components.attention import Attention, trait
+from gptlab.components.mlp.router import Route
 from gptlab.components.position.rotary import Rotary
 from gptlab.errors import ConfigError
-from gptlab.inside import attribution, embeddings, heads, lens, losses, maps, patching, rope, stability
+from gptlab.inside import attribution, embeddings, experts, heads, lens, losses, maps, patching, rope, stability
 from gptlab.model import GPT
 
 V, T = 8, 16  # of the circuit: tokens, places
@@ -387,6 +388,96 @@ def test_stability_is_the_root_mean_square_and_the_largest_score() -> None:
         [float(q[b, h, i] @ k[b, h, j]) for b in range(6) for i in range(16) for j in range(i + 1)] for h in range(4)
     ]
     torch.testing.assert_close(found.largest[0], torch.tensor([max(each) / math.sqrt(8) for each in scores]))
+
+
+# Expert load
+
+MIXTURES: dict[str, dict[str, Any]] = {
+    "softmax": {"n_expert": 5},
+    "weights_that_do_not_sum_to_1": {"n_expert": 4, "top_k": 1, "renormalise": False, "balance": "none"},
+    "groups": {"n_expert": 8, "top_k": 3, "router": "sigmoid", "n_group": 4, "top_group": 2, "n_shared": 1},
+    "bias": {"n_expert": 6, "balance": "bias", "router": "sigmoid", "scale": 2.5, "router_bias": True},
+}
+
+
+@pytest.mark.parametrize("which", MIXTURES)
+def test_loads_are_those_that_a_loop_over_tokens_counts(which: str) -> None:
+    model = model_of(mlp={"name": "moe", **MIXTURES[which]}, layers=[{"at": 0, "mlp": {"name": "glu"}}], n_layer=3)
+    (first, second), tokens = experts.loads(model, ids(16, 5)), ids(16, 5)
+    assert (first.layer, second.layer) == (1, 2)
+    for layer, chosen, weights in (first, second):
+        mlp = model.blocks[layer].mlp
+        with torch.no_grad(), record(model, f"blocks.{layer}.mlp.in") as seen:
+            model(tokens)
+        counts, sums = torch.zeros(2, mlp.n_expert, dtype=torch.float64)
+        for x in seen[f"blocks.{layer}.mlp.in"].flatten(0, 1):
+            route = mlp.router(x[None])
+            for expert, weight in zip(route.chosen[0].tolist(), route.weights[0].tolist(), strict=True):
+                counts[expert] += 1
+                sums[expert] += weight
+        assert counts.sum() == 80 * mlp.top_k
+        torch.testing.assert_close(chosen, counts / counts.sum())
+        torch.testing.assert_close(weights, sums / sums.sum())
+        for shares in (chosen, weights):
+            torch.testing.assert_close(shares.sum().item(), 1.0)
+
+
+def test_a_router_that_sends_all_to_one_expert_shows_1_there() -> None:
+    mlp = {"name": "moe", "n_expert": 4, "top_k": 1, "renormalise": False, "router_bias": True}
+    model = model_of(mlp=mlp, n_layer=1)
+    with torch.no_grad():
+        model.blocks[0].mlp.router.linear.bias[2] = 1e4
+    ((_, chosen, weights),) = experts.loads(model, ids())
+    assert chosen.tolist() == weights.tolist() == [0.0, 0.0, 1.0, 0.0]
+
+
+def test_a_model_without_a_router_has_no_loads_and_one_that_chooses_otherwise_is_left_alone() -> None:
+    assert experts.loads(model_of(), ids()) == []
+    register("mlp", "gated_by_router")(GatedByRouter)
+    model = model_of(mlp="gated_by_router")
+    assert experts.loads(model, ids()) == []
+    with torch.no_grad(), record(model):
+        watched = model(ids())
+    assert torch.equal(watched, model(ids()))
+
+
+def test_a_plugin_s_mlp_whose_router_gives_a_route_is_shown() -> None:
+    register("mlp", "by_parity")(ByParity)
+    model = model_of(mlp="by_parity")
+    for _, chosen, weights in experts.loads(model, ids()):
+        torch.testing.assert_close(chosen, torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64))
+        torch.testing.assert_close(weights, torch.tensor([0.25, 0.75, 0.0], dtype=torch.float64))
+
+
+class Parity(nn.Module):
+    """A plugin's router: places take turns between the first two of three experts."""
+
+    def forward(self, x: Tensor) -> Route:
+        turn = (torch.arange(x.shape[1]) % 2).expand(x.shape[:2])[..., None]
+        return Route(x.new_ones(*x.shape[:2], 3), turn, 1 + 2 * turn.to(x.dtype))
+
+
+class ByParity(nn.Module):
+    """A plugin's mixture, of experts that only scale."""
+
+    def __init__(self, shape: Any) -> None:
+        super().__init__()
+        self.router = Parity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        route = self.router(x)
+        return x * (route.chosen * route.weights)
+
+
+class GatedByRouter(nn.Module):
+    """A plugin's MLP with a `router` that is a plain layer."""
+
+    def __init__(self, shape: Any) -> None:
+        super().__init__()
+        self.router = nn.Linear(shape.n_embd, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.router(x).sigmoid()
 
 
 # A plugin's attention

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
 from matplotlib.figure import Figure
+from safetensors.torch import load_file
 
 import gptlab
 from gptlab import look, report, sample, steer, train
 from gptlab.errors import CheckpointError, ConfigError, DataError
 from gptlab.inside import VIEWS
 from gptlab.lab import Lab, visible
+from gptlab.rundir import kept
 
 WITHOUT = ("patch", "compare")  # views that need another text or run
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with rope; beside it one of another seed, one with learned positions and no softmax, and one of a task."""
+    """A run with rope and experts, and two checkpoints. Beside it: one of another seed, no softmax, bytes, a task."""
     folder = tmp_path_factory.mktemp("looked")
     text = tiny.write_text(folder)
     runs = {
-        "rope": [f"data.path={text}", "model.n_layer=2", "trainer.steps=3"],
-        "other": [f"data.path={text}", "model.n_layer=2", "trainer.steps=3", "seed=1"],
+        "rope": [f"data.path={text}", "model.n_layer=2", "model/mlp=moe", "trainer.steps=6"],
+        "other": [f"data.path={text}", "model.n_layer=2", "trainer.steps=3", "trainer.keep=1", "seed=1"],
         "linear": [f"data.path={text}", "position=learned", "model/attention=linear", "trainer.steps=3"],
         "bytes": [f"data.path={text}", "tokenizer=byte", "trainer.steps=3"],
         "task": ["data=copy", "data.length=4", "trainer.steps=3", "model.n_layer=2"],
@@ -98,7 +101,7 @@ def test_a_run_of_a_task_is_looked_at_by_its_questions(run: Path) -> None:
     lab = Lab(run.with_name("task"))
     assert lab.positions().numbers.mean.isnan().any()
     assert lab.lens("1 2 3").numbers.logits.shape[2] == 3
-    for view in set(VIEWS) - set(WITHOUT):
+    for view in set(VIEWS) - {*WITHOUT, "experts"}:
         getattr(lab, view)()
 
 
@@ -110,7 +113,7 @@ def test_a_run_of_pairs_is_looked_at_by_its_pairs_until_they_are_others(tmp_path
     lab = Lab(tmp_path / "r")
     source, _, target = lab.tokenizer.decode(lab.read(None)[0].tolist()).partition("\t")
     assert sum(map(int, source.split("+"))) == int(target)  # the end of a row, and what fills it up, is left out
-    for view in set(VIEWS) - set(WITHOUT) - {"rope"}:
+    for view in set(VIEWS) - set(WITHOUT) - {"rope", "experts"}:
         getattr(lab, view)()
     with pytest.raises(ConfigError, match="causal=prefix lets it see"):
         lab.compare(lab)
@@ -120,6 +123,46 @@ def test_a_run_of_pairs_is_looked_at_by_its_pairs_until_they_are_others(tmp_path
         file.write("1+1+1\t3\n")
     with pytest.raises(DataError, match="was trained on other pairs than"):
         lab.positions()
+
+
+def test_any_checkpoint_that_is_kept_is_opened_by_its_step(run: Path, lab: Lab) -> None:
+    earlier = gptlab.open(run, step=3)
+    assert (earlier.step, lab.step) == (3, 6)
+    assert torch.equal(gptlab.open(run, step=6).model.token_embedding.weight, lab.model.token_embedding.weight)
+    held = load_file(run / "checkpoints" / "step_00000003" / "model.safetensors")
+    assert torch.equal(earlier.model.token_embedding.weight, held["token_embedding.weight"])
+    assert torch.equal(gptlab.load(run, step=3)[0].token_embedding.weight, held["token_embedding.weight"])
+    assert not torch.equal(lab.model.token_embedding.weight, held["token_embedding.weight"])
+    assert lab.compare(earlier, "the cat sat").numbers.any()
+    with pytest.raises(ConfigError, match=r"keeps no checkpoint of step 4, but of 3, 6: trainer\.keep"):
+        gptlab.open(run, step=4)
+
+
+def test_the_best_checkpoint_is_kept_too(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(run / "checkpoints", tmp_path / "run" / "best" / "checkpoints")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_00000003")
+    assert list(kept(tmp_path / "run")) == [3, 6]
+    assert gptlab.open(tmp_path / "run", step=3).step == 3
+    shutil.rmtree(tmp_path / "run" / "best")
+    assert list(kept(tmp_path / "run")) == [6]
+
+
+def test_expert_load_is_of_validation_or_of_a_text(lab: Lab) -> None:
+    assert [each.layer for each in lab.experts().numbers] == [0, 1]
+    assert lab.experts("the cat").numbers[0].chosen.mul(14).sum() == pytest.approx(14)  # two experts for each letter
+    with pytest.raises(ConfigError, match="no MLP here has one"):
+        gptlab.open(lab.path.with_name("other")).experts()
+
+
+def test_look_is_at_a_step_and_compares_with_the_same_of_the_other_run(run: Path, tmp_path: Path) -> None:
+    other = str(run.with_name("other"))
+    ended = looked(run, "--step", "3", "--view", "compare", "--other", other, "--out", str(tmp_path))
+    assert ended.code == 0, ended.err
+    assert "rope, step 3" in (tmp_path / "index.html").read_text("utf-8")
+    ended = looked(run, "--step", "6", "--view", "compare", "--other", other, "--out", str(tmp_path))
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "other keeps no checkpoint of step 6, but of 3" in ended.err
 
 
 def test_an_opened_run_is_named_like_any_other(run: Path) -> None:
@@ -142,7 +185,7 @@ def looked(run: Path, *words: str) -> tiny.Ended:
 
 def test_look_writes_a_picture_for_each_view_and_a_page_that_needs_nothing_else(run: Path) -> None:
     answers = ("--corrupted", "the mat sat", "--right", "s", "--wrong", "a")
-    ended = looked(run, "--text", "the cat sat", *answers, "--other", str(run.with_name("other")))
+    ended = looked(run, "--step", "3", "--text", "the cat sat", *answers, "--other", str(run.with_name("other")))
     assert (ended.code, ended.out.strip()) == (0, str(run / "look" / "index.html")), ended.err
     assert {path.name for path in (run / "look").iterdir()} == {"index.html", *(f"{view}.png" for view in VIEWS)}
     page = (run / "look" / "index.html").read_text("utf-8")
@@ -184,6 +227,8 @@ def test_what_a_model_does_not_have_is_said_on_the_page_or_refused_when_asked_fo
         ("--text the --view lens --right s", "--right is about the view patch, which is not drawn"),
         ("--text the --wrong s", "ask for it with --corrupted, or leave --wrong out"),
         ("--view lens --other nowhere", "ask for it with --other and --view compare, or leave --other out"),
+        ("--step 5", "rope keeps no checkpoint of step 5, but of 3, 6"),
+        ("--step few", "invalid int value"),
         ("--text t", "A text must have 2 tokens"),
         ("--text ÑÑ", "Character 'Ñ'"),
         ("--other nowhere", "holds a config.yaml"),

@@ -5,49 +5,59 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from wsgiref.simple_server import make_server
 
+import chromium
 import pytest
 import tiny
 
+import gptlab
 from gptlab import report, watch
 from gptlab.errors import ConfigError
-from gptlab.watching import follow
+from gptlab.inside import losses
+from gptlab.watching import follow, looks
 from gptlab.watching.follow import Lines, Runs, named
+from gptlab.watching.looks import Looks
 from gptlab.watching.server import HOST, Quiet, Threads, application
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+from gptlab.watching.statistics import statistics
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two short runs in a directory."""
+    """Two short runs of experts in a directory; each keeps the checkpoints of steps 9 and 12."""
     folder = tmp_path_factory.mktemp("watched")
     tiny.write_text(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(report, "draw_curve", lambda run_dir, ruler: run_dir)
         for seed in (0, 1):
-            assert tiny.run(f"run_dir=runs/seed{seed}", f"seed={seed}").code == 0
+            assert tiny.run(f"run_dir=runs/seed{seed}", f"seed={seed}", "model/mlp=moe").code == 0
     return folder / "runs"
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Where a server of the runs in a directory listens."""
+    server = make_server(HOST, 0, application(Runs([folder])), server_class=Threads, handler_class=Quiet)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://{HOST}:{server.server_port}"
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture(scope="module")
 def address(runs: Path) -> Iterator[str]:
     """Where a server of these runs listens."""
-    server = make_server(HOST, 0, application(Runs([runs])), server_class=Threads, handler_class=Quiet)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://{HOST}:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with served(runs) as found:
+        yield found
 
 
 def get(url: str, **headers: str) -> bytes:
@@ -81,7 +91,7 @@ def test_runs_rows_and_samples_are_those_of_the_directories(address: str, runs: 
     ]
 
 
-@pytest.mark.parametrize("view", ["attention", "lens", "statistics", "positions", "stability"])
+@pytest.mark.parametrize("view", ["attention", "lens", "statistics", "positions", "stability", "experts"])
 def test_a_view_is_a_picture(address: str, view: str) -> None:
     assert get(f"{address}/look?run=0&view={view}&text=the+cat+sat").startswith(b"\x89PNG")
 
@@ -94,12 +104,51 @@ def test_two_runs_are_compared_on_one_text_and_tokens_have_their_losses(address:
     assert all(token["loss"] > 0 for token in tokens[1:])
 
 
+def test_a_view_is_of_the_step_that_is_asked_for_and_of_the_newest_where_none_is(address: str, runs: Path) -> None:
+    assert [run["checkpoints"] for run in asked(f"{address}/api/runs")["runs"]] == [[9, 12], [9, 12]]
+    found: dict[str, Any] = {}
+    for step in ("9", "12", ""):
+        for words in ("view=lens&run=0", "view=statistics&run=0", "view=compare&run=0&other=1"):
+            with urllib.request.urlopen(f"{address}/look?{words}&step={step}&text=the", timeout=60) as answer:
+                found[words, step] = answer.read()
+                assert answer.headers["X-Step"] == (step or "12")
+        told = asked(f"{address}/api/tokens?run=0&text=the+cat&step={step}")
+        found["tokens", step] = [token["loss"] for token in told["tokens"]]
+        assert told["step"] == int(step or 12)
+    for words in {words for words, _ in found}:
+        assert found[words, "12"] == found[words, ""] != found[words, "9"]
+    lab = gptlab.open(runs / "seed0", step=9)
+    ids = lab.read("the cat")
+    known = losses.token_losses(lab.model, ids[:, :-1], ids[:, 1:])[0].tolist()
+    assert found["tokens", "9"] == [None, *known]
+
+
+def test_the_optimizer_of_statistics_is_that_of_the_step(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "seed0", tmp_path / "then")
+    shutil.rmtree(tmp_path / "then" / "checkpoints" / "step_00000012")
+    then = statistics(gptlab.open(tmp_path / "then")).updates
+    assert then == statistics(gptlab.open(runs / "seed0", step=9)).updates
+    assert then != statistics(gptlab.open(runs / "seed0")).updates
+
+
+def test_models_and_pictures_that_are_held_are_few(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(looks, "MODELS", 2)
+    found = Looks()
+    for step in (9, 12, None, 9):
+        found.picture(runs / "seed0", "rope", None, step=step)
+    assert [key[1] for key in found.labs] == [None, 9]
+    assert len(found.pictures) == 3
+
+
 def test_what_cannot_be_is_one_line(address: str) -> None:
     for words, told in {
         "look?run=7&view=lens": "There is no run '7' here.",
         "look?run=../secret&view=lens": "There is no run '../secret' here.",
         "look?run=0&view=nothing": "There is no view 'nothing'.",
         "look?run=0&view=compare": "choose another one",
+        "look?run=0&view=lens&step=3": "keeps no checkpoint of step 3, but of 9, 12",
+        "api/tokens?run=0&step=3": "keeps no checkpoint of step 3, but of 9, 12",
+        "look?run=0&view=lens&step=-1": "A step is a number, but '-1' is none.",
         "look?run=0&view=lens&text=t": "A text must have 2 tokens or more",
     }.items():
         code, line = refused(f"{address}/{words}")
@@ -167,13 +216,76 @@ def test_a_port_that_is_taken_is_refused(address: str, runs: Path) -> None:
     assert "cannot be had" in ended.err
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+BROWSER = pytest.mark.skipif(chromium.PROGRAM is None, reason="needs Chromium")
+
+
+@BROWSER
 def test_a_browser_draws_the_curves_and_the_samples(address: str, tmp_path: Path) -> None:
-    words = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--virtual-time-budget=9000"]
-    ended = subprocess.run([str(CHROMIUM), *words, "--dump-dom", address], capture_output=True, text=True, timeout=90)
-    page = ended.stdout
-    assert "2 runs, 0 running" in page
-    assert page.count("<path d=") >= 4
-    assert "-gram</text>" in page
-    assert "runs/seed1, step 12" in page
-    assert "Attention maps" in page
+    with chromium.Page(tmp_path, address) as page:
+        page.wait("document.querySelectorAll('#curves path, #inside .tokens').length >= 3")
+        shown = page.run("document.documentElement.outerHTML")
+        assert "2 runs, 0 running" in shown
+        assert shown.count("<path d=") >= 4
+        assert "-gram</text>" in shown
+        assert "runs/seed1, step 12" in shown
+        metrics = page.run("[...document.querySelectorAll('#metric option')].map((option) => option.value)")
+        assert {"train/moe/max_load", "train/moe/min_load"} <= set(metrics)
+
+
+def shown_at(page: chromium.Page, step: int, what: str = "img") -> None:
+    """Wait until every card holds something at a step."""
+    done = f"cards.every((card) => card.querySelector('{what}') && card.innerText.includes('step {step}'))"
+    cards = "[...document.querySelectorAll('#inside:not(.busy) > div')]"
+    page.wait(f"(() => {{ const cards = {cards}; return cards.length && {done}; }})()")
+
+
+def choose(page: chromium.Page, label: str, value: object) -> None:
+    """As a hand does: the value, and the events that follow."""
+    events = "for (const kind of ['input', 'change']) e.dispatchEvent(new Event(kind))"
+    page.run(f"(() => {{ const e = document.getElementById('{label}'); e.value = '{value}'; {events} }})()")
+
+
+@BROWSER
+def test_a_browser_looks_at_any_kept_checkpoint_and_goes_on_with_the_newest(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs, tmp_path / "runs")
+    one, two = (tmp_path / "runs" / f"seed{seed}" / "checkpoints" for seed in (0, 1))
+    with served(tmp_path / "runs") as address, chromium.Page(tmp_path / "browser", address) as page:
+        shown_at(page, 12, "pre")
+        assert page.run("document.getElementById('at').textContent") == "the newest"
+        choose(page, "view", "experts")
+        shown_at(page, 12)
+        choose(page, "step", 0)
+        shown_at(page, 9)
+        assert page.run("document.getElementById('at').textContent") == "step 9"
+        for view in ("attention", "lens", "statistics", "compare"):
+            choose(page, "view", view)
+            shown_at(page, 9)
+        for checkpoints in (one, two):  # as a run does that goes on with trainer.keep=2
+            shutil.copytree(checkpoints / "step_00000012", checkpoints / "step_00000015")
+            shutil.rmtree(checkpoints / "step_00000009")
+        page.wait("document.getElementById('at').textContent === 'step 9, no longer kept'")
+        assert page.run("[step.value, step.max]") == ["0", "3"]  # 9, which is left behind; 12; 15; the newest
+        shown_at(page, 9)  # what was drawn stays
+        choose(page, "view", "lens")
+        line = page.wait("document.querySelector('#inside .wrong')?.textContent")
+        assert line.endswith("keeps no checkpoint of step 9, but of 12, 15: trainer.keep=N keeps N.")
+        choose(page, "step", 3)
+        page.wait("document.getElementById('at').textContent === 'the newest'")
+        shown_at(page, 12)  # the manifest says so: the copy is called otherwise
+        assert page.run("[step.value, step.max]") == ["2", "2"]
+        page.run("document.querySelector('#inside img').id = 'before'")
+        for checkpoints in (one, two):
+            shutil.copytree(checkpoints / "step_00000012", checkpoints / "step_00000018")
+        page.wait("document.querySelectorAll('#inside img').length === 2 && !document.getElementById('before')")
+        assert page.run("[step.value, step.max]") == ["3", "3"]
+
+
+@BROWSER
+@pytest.mark.parametrize("width", [390, 1400])
+def test_a_page_is_no_wider_than_its_screen(address: str, tmp_path: Path, width: int) -> None:
+    with chromium.Page(tmp_path, address, width=width) as page:
+        shown_at(page, 12, "pre")
+        for view in ("attention", "experts", "statistics"):
+            choose(page, "view", view)
+            shown_at(page, 12)
+            assert page.run("document.documentElement.scrollWidth") <= width

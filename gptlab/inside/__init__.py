@@ -11,4 +11,5 @@ VIEWS = {  # as methods of a Lab are called, with their titles
     "embeddings": "Embeddings",
     "rope": "Rotary encoding",
     "stability": "Stability",
+    "experts": "Expert load",
 }

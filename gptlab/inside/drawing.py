@@ -12,6 +12,7 @@ from torch import Tensor
 from gptlab.comparison.drawing import ARMS, BAND, INK, MUTED, canvas
 from gptlab.inside.attribution import Attribution
 from gptlab.inside.embeddings import Components, Neighbours
+from gptlab.inside.experts import Load
 from gptlab.inside.heads import FOUND, KINDS, Head
 from gptlab.inside.lens import Lens
 from gptlab.inside.losses import ByPosition
@@ -41,7 +42,7 @@ def attention(found: Sequence[Map], words: Sequence[str]) -> Figure:
             for head, axes in enumerate(row[: weights.shape[1]]):
                 axes.imshow(_numbers(weights[0, head]), cmap="Blues", vmin=0, vmax=1)
                 title = f"layer {layer}, " + (f"head {head}" if by_softmax else "influence (it has no softmax)")
-                axes.set_title(title, fontsize=8)
+                axes.set_title(title, fontsize=max(8, min(5 * size, 115 * size / len(title))))
                 _words_along(axes, shown, 5.5)
                 axes.set_yticks(range(len(shown)), shown, fontsize=5.5)
             for axes in row[weights.shape[1] :]:
@@ -143,8 +144,9 @@ def compare(difference: Float[Tensor, " T"], words: Sequence[str], names: tuple[
         axes.set_xlim(0, PER_LINE)
         axes.set_ylim(-max(len(lines), 7), 1)
         axes.set_axis_off()
-        axes.set_title(f"mean difference {np.nanmean(values):+.4f} nats per token", loc="left")
-        _bar(figure, axes, "RdBu", (-bound, bound), f"loss of {names[1]} less that of {names[0]}")
+        told = f"loss of {names[1]}\nless that of {names[0]}: mean {np.nanmean(values):+.4f} nats per token"
+        axes.set_title(told, loc="left", fontsize=9)
+        _bar(figure, axes, "RdBu", (-bound, bound), "nats")
         return figure
 
 
@@ -204,6 +206,27 @@ def stability(found: Stability) -> Figure:
         right.set_ylabel("largest score of each head")
         for axes in (left, right):
             axes.grid(axis="y")
+        return figure
+
+
+def experts(found: Sequence[Load]) -> Figure:
+    """The load of each expert, layer by layer, beside the share that all would have alike."""
+    n_rows = -(-len(found) // 2)
+    with canvas("experts", 6.4, 0.9 + 1.5 * n_rows) as figure:
+        panels = figure.subplots(n_rows, 2, squeeze=False, sharey=True).flatten()
+        for axes, (layer, chosen, weights) in zip(panels, found, strict=False):
+            axes.bar(range(len(chosen)), _numbers(chosen), color=ARMS[0], label="of the choices")
+            axes.plot(_numbers(weights), "_", color=ARMS[1], markersize=9, markeredgewidth=2, label="of the weights")
+            axes.axhline(1 / len(chosen), color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="alike")
+            axes.set_title(f"layer {layer}", loc="left", fontsize=9)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        for axes in panels[len(found) :]:
+            axes.set_visible(False)
+        for axes in panels[-2:]:
+            axes.set_xlabel("expert")
+        panels[0].set_ylabel("share")
+        handles, names = panels[0].get_legend_handles_labels()
+        figure.legend(handles[::-1], names[::-1], loc="outside lower left", ncols=3, fontsize=8, frameon=False)
         return figure
 
 

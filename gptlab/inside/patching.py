@@ -43,7 +43,7 @@ def patch(
     ConfigError for texts of different lengths, and for points of heads.
     """
     n_tokens = len(clean)
-    if point.rpartition(".")[2] in OF_SOFTMAX:
+    if point.removeprefix("attention.") in OF_SOFTMAX:
         raise ConfigError(f"Patching goes from token to token, but {point} is of heads first: choose out or mlp.out.")
     if n_tokens > LONGEST:
         raise ConfigError(

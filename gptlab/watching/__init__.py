@@ -1,1 +1,1 @@
-"""Runs in a browser while they train: curves, samples, and what their newest checkpoint looks like inside."""
+"""Runs in a browser while they train: curves, samples, and what their checkpoints look like inside."""

@@ -13,6 +13,7 @@ import yaml
 
 from gptlab import rundirs
 from gptlab.errors import ConfigError
+from gptlab.rundir import kept
 from gptlab.rundirs import CONFIG, TOKENIZER
 
 Row = dict[str, Any]
@@ -60,7 +61,7 @@ class Followed:
         self.config: Row = {}
 
     def about(self) -> Row:
-        """Its name, status, steps, model and ruler, as JSON."""
+        """Its name, status, steps, model, the steps that are kept, and ruler, as JSON."""
         if not self.config:
             self.config = _config(self.path)
         summary, rows = _json(self.path / SUMMARY), self.metrics.look()
@@ -72,6 +73,7 @@ class Followed:
             "steps": (self.config.get("trainer") or {}).get("steps"),
             "parts": " ".join(str(chosen[slot]) for slot in ("attention", "position", "norm", "mlp") if slot in chosen),
             "parameters": summary.get("parameters"),
+            "checkpoints": list(kept(self.path)),
             "ruler": summary.get("ruler") or {},
         }
 

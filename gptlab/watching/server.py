@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from importlib import resources
+from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -63,7 +64,7 @@ def application(runs: Runs) -> bottle.Bottle:
     app.get("/api/runs", callback=lambda: _about(runs))
     app.get("/api/rows", callback=_told(lambda asked: _rows(runs, asked)))
     app.get("/api/samples", callback=_told(lambda asked: {"samples": runs.one(asked.run).samples.look()}))
-    app.get("/api/tokens", callback=_told(lambda asked: {"tokens": looks.tokens(runs.one(asked.run).path, asked.text)}))
+    app.get("/api/tokens", callback=_told(lambda asked: looks.tokens(_path(runs, asked), asked.text, _step(asked))))
     app.get("/look", callback=_told(lambda asked: _picture(runs, looks, asked)))
     return app
 
@@ -117,6 +118,17 @@ def _strict(rows: list[dict[str, Any]]) -> str:
 
 def _picture(runs: Runs, looks: Looks, asked: bottle.FormsDict) -> bytes:
     other = runs.one(asked.other).path if asked.other else None
-    image = looks.picture(runs.one(asked.run).path, asked.view, asked.text or None, other)
+    image, step = looks.picture(_path(runs, asked), asked.view, asked.text, other, _step(asked))
     bottle.response.content_type = "image/png"
+    bottle.response.set_header("X-Step", str(step))
     return image
+
+
+def _path(runs: Runs, asked: bottle.FormsDict) -> Path:
+    return runs.one(asked.run).path
+
+
+def _step(asked: bottle.FormsDict) -> int | None:
+    """The checkpoint that is asked for; none: whichever is the newest."""
+    require(asked.step.isdecimal() or not asked.step, f"A step is a number, but {asked.step!r} is none.")
+    return int(asked.step) if asked.step else None

@@ -1,4 +1,4 @@
-"""How well a training is conditioned, from its newest checkpoint and one batch: activations, gradients, updates."""
+"""How well a training is conditioned, from a checkpoint and one batch: activations, gradients, updates."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _updates(lab: Lab, model: GPT) -> dict[str, float]:
     if config.lora.rank:
         return {}
     optimizer = registry.build("optimizer", config.optimizer, parameter_groups(model))
-    saved = checkpoint.load(lab.path, note=lab.note)
+    saved = checkpoint.load(lab.checkpoint, note=lab.note)
     names = {p: name for name, p in model.named_parameters()}
     checkpoint.restore_optimizer(optimizer, names, saved.tensors["optimizer"], saved.meta["optimizer"])
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -77,6 +77,7 @@ def draw(found: Statistics) -> Figure:
         for colour, (writer, values) in zip(ARMS, found.outputs.items(), strict=False):
             one.plot(values, marker="o", color=colour, label=writer)
         _titled(one, "what a block puts out, root mean square", "layer")
+        one.xaxis.get_major_locator().set_params(integer=True)
         one.legend(fontsize=7)
         _bars(two, found.gradients)
         _titled(two, "gradients, root mean square", "parameters", size=5)
@@ -94,10 +95,14 @@ def draw(found: Statistics) -> Figure:
 
 
 def _bars(axes: Axes, values: dict[str, float]) -> None:
+    from matplotlib.ticker import LogFormatter
+
     kept = {name: value for name, value in values.items() if value > 0 and math.isfinite(value)}
     axes.bar(range(len(kept)), list(kept.values()), color=ARMS[0], width=0.8)
     if kept:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatter())  # in plain letters: those of formulas are not parsed here
+        axes.yaxis.set_minor_formatter(LogFormatter())
     if len(kept) <= NAMED:
         axes.set_xticks(range(len(kept)), [name.removeprefix("blocks.") for name in kept], rotation=90)
 
@@ -106,7 +111,7 @@ def _titled(axes: Axes, title: str, below: str, size: int = 7) -> None:
     axes.set_title(title, fontsize=8)
     axes.set_xlabel(below, fontsize=7)
     axes.tick_params(axis="x", labelsize=size)
-    axes.tick_params(axis="y", labelsize=7)
+    axes.tick_params(axis="y", which="both", labelsize=7)
 
 
 def _rms(x: Tensor) -> float:

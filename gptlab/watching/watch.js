@@ -2,9 +2,10 @@
 const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5fbf", "#8a8a3c"];
 const MAIN = ["val/loss", "train/loss"];
 const SECOND = 2000; // milliseconds between looks
+const SHARP = 2; // pixels of a picture for one of the page
 const HIDDEN = new Set(["step", "tokens", "seconds", "flops"]);
 const $ = (id) => document.getElementById(id);
-const state = { runs: [], rows: [], samples: [], chosen: new Set(), views: [], asked: 0 };
+const state = { runs: [], rows: [], samples: [], chosen: new Set(), views: [], asked: 0, step: null, steps: [], newest: null };
 
 const get = async (path, words = {}) => {
   const answer = await fetch(`${path}?${new URLSearchParams(words)}`);
@@ -13,6 +14,7 @@ const get = async (path, words = {}) => {
 };
 const json = async (...asked) => (await get(...asked)).json();
 const chosen = () => [...state.chosen].sort((a, b) => a - b);
+const pair = () => chosen().slice(0, 2);
 const colour = (run) => COLOURS[run % COLOURS.length];
 const short = (x) => (Math.abs(x) >= 1e4 || (x && Math.abs(x) < 1e-3) ? x.toExponential(1) : String(+x.toPrecision(4)));
 
@@ -32,8 +34,8 @@ async function look() {
     if (first) state.runs.slice(0, 6).forEach((_, run) => state.chosen.add(run));
     await Promise.all(chosen().map(follow));
     $("state").textContent = `${state.runs.length} runs, ${state.runs.filter((r) => r.status === "running").length} running`;
-    drawRuns(); drawViews(); drawMetrics(); drawCurves(); drawSamples();
-    if (first && state.runs.length) ask();
+    drawRuns(); drawViews(); drawMetrics(); drawCurves(); drawSamples(); drawSteps();
+    followNewest();
   } catch (error) {
     $("state").textContent = `no answer: ${error.message}`;
   }
@@ -52,7 +54,7 @@ function drawRuns() {
   const items = state.runs.map((run, i) => {
     const box = make("input", { type: "checkbox", "aria-label": run.name });
     box.checked = state.chosen.has(i);
-    box.onchange = () => { box.checked ? state.chosen.add(i) : state.chosen.delete(i); refresh(); };
+    box.onchange = () => { box.checked ? state.chosen.add(i) : state.chosen.delete(i); refresh(); ask(); };
     const dot = make("i");
     dot.style.background = colour(i);
     const size = run.parameters ? `, ${(run.parameters / 1e6).toPrecision(3)}M` : "";
@@ -64,7 +66,7 @@ function drawRuns() {
 
 async function refresh() {
   await Promise.all(chosen().filter((run) => !state.rows[run]).map(follow));
-  drawMetrics(); drawCurves(); drawSamples();
+  drawMetrics(); drawCurves(); drawSamples(); drawSteps();
 }
 
 function metrics() {
@@ -89,7 +91,7 @@ function lines(keys) {
 function drawCurves() {
   const picked = $("metric").value || "loss";
   const levels = picked === "loss" && $("ruler").checked ? ruler() : [];
-  $("curves").replaceChildren(plot(lines(picked === "loss" ? MAIN : [picked]), levels, 860, 320));
+  $("curves").replaceChildren(plot(lines(picked === "loss" ? MAIN : [picked]), levels, $("curves").clientWidth, 320));
   const others = metrics().filter((key) => !MAIN.includes(key) && key !== picked);
   $("small").replaceChildren(...others.map((key) => make("figure", {}, make("figcaption", {}, key), plot(lines([key]), [], 300, 130))));
 }
@@ -141,7 +143,7 @@ function ticks(from, to, about) {
 
 function drawSamples() {
   const share = $("when").value / 1000;
-  const cards = chosen().slice(0, 2).map((run) => {
+  const cards = pair().map((run) => {
     const held = state.samples[run] ?? [], sample = held[Math.round(share * (held.length - 1))];
     const head = make("h3", {}, `${state.runs[run].name}${sample ? `, step ${sample.step}` : ""}`);
     return make("div", {}, head, make("pre", {}, sample ? sample.text : "no sample yet"));
@@ -155,25 +157,62 @@ function drawViews() {
   $("view").replaceChildren(...all.map((view) => make("option", { value: view.name }, view.title)));
 }
 
+// The kept checkpoints of the pair, and behind them the newest, whichever that is. One that is removed while it is looked
+// at keeps its place until it is left.
+function drawSteps() {
+  const kept = pair().flatMap((run) => state.runs[run].checkpoints), { step } = state, slider = $("step");
+  state.steps = [...new Set(step === null ? kept : [...kept, step])].sort((a, b) => a - b);
+  slider.max = state.steps.length;
+  slider.value = step === null ? state.steps.length : state.steps.indexOf(step);
+  $("at").textContent = step === null ? "the newest" : `step ${step}${kept.includes(step) ? "" : ", no longer kept"}`;
+  slider.setAttribute("aria-valuetext", $("at").textContent);
+}
+
+function chooseStep() {
+  state.step = state.steps[$("step").value] ?? null;
+  drawSteps();
+}
+
+function followNewest() {
+  const newest = pair().map((run) => `${run} ${state.runs[run].checkpoints.at(-1)}`).join();
+  if (newest !== state.newest && state.step === null && state.runs.length) ask();
+  state.newest = newest;
+}
+
 async function ask(event) {
   event?.preventDefault();
-  const turn = ++state.asked, view = $("view").value, text = $("text").value, pair = chosen().slice(0, 2);
-  const shown = view === "compare" ? pair.slice(0, 1) : pair;
-  $("inside").replaceChildren(...shown.map((run) => make("div", {}, make("h3", {}, state.runs[run].name), "looking ...")));
+  const turn = ++state.asked, view = $("view").value, text = $("text").value, other = pair()[1] ?? "";
+  const shown = view === "compare" ? pair().slice(0, 1) : pair(), asked = { text, step: state.step ?? "" };
+  $("inside").classList.add("busy");
   const cards = await Promise.all(shown.map(async (run) => {
-    const head = make("h3", {}, state.runs[run].name);
+    const head = make("h3", {}, state.runs[run].name), of = (step) => head.append(`, step ${step}`);
     try {
-      if (view === "tokens") return make("div", { class: "tokens" }, head, coloured((await json("/api/tokens", { run, text })).tokens));
-      const words = { run, view, text, ...(view === "compare" ? { other: pair[1] ?? "" } : {}) };
+      if (view === "tokens") {
+        const { step, tokens } = await json("/api/tokens", { run, ...asked });
+        return of(step), make("div", { class: "tokens" }, head, coloured(tokens));
+      }
+      const words = { run, view, ...asked, ...(view === "compare" ? { other } : {}) };
+      const answer = await get("/look", words);
       const image = make("img", { alt: `${$("view").selectedOptions[0].text} of ${state.runs[run].name}` });
-      image.src = URL.createObjectURL(await (await get("/look", words)).blob());
-      return make("div", {}, head, image);
+      image.onload = () => fit(image);
+      image.src = URL.createObjectURL(await answer.blob());
+      return of(answer.headers.get("X-Step")), make("div", {}, head, make("div", { class: "scroll" }, whole(words, image)));
     } catch (error) {
       return make("div", {}, head, make("p", { class: "wrong" }, error.message));
     }
   }));
-  if (turn === state.asked) $("inside").replaceChildren(...cards);
+  if (turn !== state.asked) return;
+  $("inside").replaceChildren(...cards);
+  $("inside").classList.remove("busy");
 }
+
+function fit(image) {
+  image.width = image.naturalWidth / SHARP;
+  if (image.naturalWidth > 3 * image.naturalHeight) image.classList.add("long"); // it is scrolled along
+  URL.revokeObjectURL(image.src);
+}
+
+const whole = (words, image) => make("a", { href: `/look?${new URLSearchParams(words)}`, target: "_blank", title: "open it whole" }, image);
 
 function coloured(tokens) {
   const worst = Math.max(...tokens.map((token) => token.loss ?? 0), 1e-9);
@@ -185,7 +224,10 @@ function coloured(tokens) {
 }
 
 for (const id of ["metric", "axis", "ruler"]) $(id).onchange = drawCurves;
+addEventListener("resize", drawCurves);
 $("when").oninput = drawSamples;
 $("ask").onsubmit = ask;
 $("view").onchange = ask;
+$("step").oninput = chooseStep;
+$("step").onchange = ask;
 look();

@@ -28,7 +28,7 @@ class Balance(nn.Module):
         self.rate = self.rate if rate is None else rate
         self.n_expert = n_expert
 
-    def prefer(self, scores: Float[Tensor, "N E"]) -> Float[Tensor, "N E"]:
+    def prefer(self, scores: Float[Tensor, "*N E"]) -> Float[Tensor, "*N E"]:
         """What the choice of experts is made by."""
         return scores
 
@@ -70,7 +70,7 @@ class BiasBalance(Balance):
         self.register_buffer("bias", torch.zeros(n_expert))
         self.register_buffer("counts", torch.zeros(n_expert, dtype=torch.long), persistent=False)
 
-    def prefer(self, scores: Float[Tensor, "N E"]) -> Float[Tensor, "N E"]:
+    def prefer(self, scores: Float[Tensor, "*N E"]) -> Float[Tensor, "*N E"]:
         """Scores and the bias."""
         return scores + self.bias
 

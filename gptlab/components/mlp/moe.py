@@ -82,14 +82,13 @@ class MoE(nn.Module):
             self.shared = GatedMLP(shape, self.shared)
 
     def forward(self, x: Float[Tensor, "B T C"], context: Context) -> Float[Tensor, "B T C"]:
-        """The weighted sum of the chosen experts, and the shared ones."""
-        return self.routed(x.flatten(0, 1), context).view_as(x) + self.shared(x)
+        """The weighted sum of the chosen experts, and the shared ones.
 
-    def routed(self, x: Float[Tensor, "N C"], context: Context) -> Float[Tensor, "N C"]:
-        """Sort the N K pairs of a token and an expert by expert, run the experts, and sum by token."""
+        The pairs of a token and an expert are sorted by expert, go through the experts, and are summed by token.
+        """
         scores, chosen, weights = self.router(x)
         pairs, order = chosen.flatten().sort(stable=True)
         groups = groups_of(pairs, self.n_expert)
-        self.router.balance.watch(scores, groups.sizes, context)
-        y = self.experts(x[order // self.top_k], groups)
-        return (weights.unsqueeze(-1) * y[order.argsort()].unflatten(0, chosen.shape)).sum(1)
+        self.router.balance.watch(scores.flatten(0, 1), groups.sizes, context)
+        y = self.experts(x.flatten(0, 1)[order // self.top_k], groups)
+        return (weights.unsqueeze(-1) * y[order.argsort()].unflatten(0, chosen.shape)).sum(-2) + self.shared(x)

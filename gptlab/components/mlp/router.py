@@ -64,9 +64,9 @@ class Routing:
 class Route(NamedTuple):
     """The scores of all experts for each token, the chosen ones, and their weights."""
 
-    scores: Float[Tensor, "N E"]
-    chosen: Int[Tensor, "N K"]
-    weights: Float[Tensor, "N K"]
+    scores: Float[Tensor, "*N E"]
+    chosen: Int[Tensor, "*N K"]
+    weights: Float[Tensor, "*N K"]
 
 
 class Router(nn.Module):
@@ -82,14 +82,14 @@ class Router(nn.Module):
         self.candidates = BestGroups(routing.n_group, routing.top_group) if routing.n_group > 1 else nn.Identity()
         self.share = functools.partial(F.normalize, p=1.0, dim=-1) if routing.renormalise else nn.Identity()
 
-    def forward(self, x: Float[Tensor, "N C"]) -> Route:
+    def forward(self, x: Float[Tensor, "*N C"]) -> Route:
         """Choose by the scores as the balance prefers them; weigh by the scores themselves."""
         scores = self.activation(self.logits(x))
         chosen = self.candidates(self.balance.prefer(scores)).topk(self.top_k, dim=-1).indices
         weights = self.scale * self.share(scores.gather(-1, chosen))
         return Route(scores, chosen, weights.to(x.dtype))
 
-    def logits(self, x: Float[Tensor, "N C"]) -> Float[Tensor, "N E"]:
+    def logits(self, x: Float[Tensor, "*N C"]) -> Float[Tensor, "*N E"]:
         """linear(x) in float32: between experts that are nearly equal, rounding would choose."""
         exact = torch.promote_types(x.dtype, torch.float32)
         bias = None if self.linear.bias is None else self.linear.bias.to(exact)
@@ -104,7 +104,7 @@ class BestGroups(nn.Module):
         super().__init__()
         self.n_group, self.top_group = n_group, top_group
 
-    def forward(self, scores: Float[Tensor, "N E"]) -> Float[Tensor, "N E"]:
+    def forward(self, scores: Float[Tensor, "*N E"]) -> Float[Tensor, "*N E"]:
         """The scores of the experts that may be chosen."""
         grouped = scores.unflatten(-1, (self.n_group, -1))
         quality = grouped.topk(2, dim=-1).values.sum(-1)
