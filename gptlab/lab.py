@@ -60,7 +60,7 @@ class Lab:
         self.step, self.checkpoint = saved.step, saved.path
         self.model, self.tokenizer = model_of(config, saved), tokenizer.load(self.path / TOKENIZER)
 
-    def attention(self, text: str | None = None, layer: int | None = None) -> Figure:
+    def attention(self, text: str | None = None, layer: int | None = None, head: int | None = None) -> Figure:
         """Who looks (rows) at whom (columns). Rows sum to 1, less what goes to a sink.
 
         Nobody sees the future, but for that of a source under a prefix mask. A layer without a softmax is shown by the
@@ -70,7 +70,10 @@ class Lab:
         found = [each for each in maps.maps(self.model, tokens) if layer in (None, each.layer)]
         who = "this model" if layer is None else f"layer {layer}"
         require(bool(found), f"A map is of an attention, but {who} has none: look at another.")
-        return _shown(drawing.attention(found, self.words(tokens[0])), found)
+        heads = [range(each.weights.shape[1]) if head is None else [head] for each in found]
+        least = min(each.weights.shape[1] for each in found)
+        require(head is None or 0 <= head < least, f"A head is from 0 to {least - 1} here, but {head} is none of them.")
+        return _shown(drawing.attention(found, heads, self.words(tokens[0])), found)
 
     def heads(self) -> Figure:
         """Mean attention on random tokens that come twice: to the token before; to the same token before; behind that.

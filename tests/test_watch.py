@@ -23,7 +23,9 @@ import gptlab
 from gptlab import report, watch
 from gptlab.errors import ConfigError
 from gptlab.inside import losses
+from gptlab.rundir import read_config
 from gptlab.watching import follow, looks
+from gptlab.watching import statistics as module
 from gptlab.watching.follow import Lines, Runs, named
 from gptlab.watching.looks import Looks
 from gptlab.watching.server import HOST, Quiet, Threads, application
@@ -150,6 +152,11 @@ def test_what_cannot_be_is_one_line(address: str) -> None:
         "api/tokens?run=0&step=3": "keeps no checkpoint of step 3, but of 9, 12",
         "look?run=0&view=lens&step=-1": "A step is a number, but '-1' is none.",
         "look?run=0&view=lens&text=t": "A text must have 2 tokens or more",
+        "look?run=0&view=attention&layer=one": "A layer is a number, but 'one' is none.",
+        "look?run=0&view=attention&layer=1": "layer 1 has none",
+        "look?run=0&view=attention&head=2": "A head is from 0 to 1 here, but 2 is none of them.",
+        "look?run=%ff&view=lens": "codec can't decode",
+        f"look?run={'9' * 5000}&view=lens": "4300 digits",
     }.items():
         code, line = refused(f"{address}/{words}")
         assert code == 404
@@ -161,21 +168,76 @@ def test_nothing_but_the_runs_is_served_and_to_this_machine_alone(address: str) 
     for path in ("config.yaml", "../text.txt", "watch.py", "%2e%2e/text.txt", "static/../../text.txt"):
         assert refused(f"{address}/{path}")[0] == 404
     assert refused(f"{address}/api/runs", Host="evil.example:80")[0] == 403
+    assert refused(f"{address}/api/runs", **{"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"})[0] == 403
+    assert get(address, **{"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}).startswith(b"<!doctype html>")
+
+
+def test_the_map_of_one_head_is_a_picture_of_its_own(address: str) -> None:
+    places = ("", "&layer=0", "&head=0", "&head=1", "&layer=0&head=1")
+    every, layer, first, second, both = (get(f"{address}/look?run=0&view=attention&text=the{at}") for at in places)
+    assert every == layer
+    assert second == both
+    assert len({every, first, second}) == 3
+
+
+def test_a_row_without_a_finite_number_keeps_the_rest(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "seed0", tmp_path / "runs" / "a")
+    with (tmp_path / "runs" / "a" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 13, "train/loss": null, "lr": 0.5}\n{"step": 14, "train/loss": NaN, "lr": 0.25}\n')
+    with served(tmp_path / "runs") as address:
+        rows = asked(f"{address}/api/rows?run=0")["rows"]
+    assert rows[-2:] == [{"step": 13, "lr": 0.5}, {"step": 14, "lr": 0.25}]
+
+
+def test_rows_that_were_told_do_not_grow(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n')
+    lines = Lines(path)
+    _, told = lines.look()
+    with path.open("a") as file:
+        file.write('{"step": 2}\n')
+    assert [row["step"] for row in lines.look()[1]] == [1, 2]
+    assert [row["step"] for row in told] == [1]
+
+
+def test_a_run_that_is_trained_for_longer_is_told_so(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "seed0", tmp_path / "a")
+    (found,) = Runs([tmp_path]).look()
+    assert found.about()["steps"] == 12
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    (tmp_path / "a" / "summary.json").write_text(json.dumps({**summary, "steps": 40}))
+    assert found.about()["steps"] == 40
+
+
+def test_updates_are_those_of_one_clipped_step(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab, config = gptlab.open(runs / "seed0"), read_config(runs / "seed0")
+    config.optimizer = {"name": "sgd", "lr": 0.5, "momentum": 0.0, "weight_decay": 0.0}
+    config.trainer.clip = 0.01
+    monkeypatch.setattr(module, "read_config", lambda path: config)
+    monkeypatch.setattr(module.checkpoint, "restore_optimizer", lambda *_: None)
+    found = statistics(lab)
+    weights = {name: p.detach() for name, p in lab.model.named_parameters()}
+    norms = {name: found.gradients[name] * p.numel() ** 0.5 for name, p in weights.items() if name in found.gradients}
+    total = sum(norm**2 for norm in norms.values()) ** 0.5
+    assert total > 0.01
+    for name, norm in norms.items():
+        wanted = 0.5 * norm * 0.01 / total / float(weights[name].norm())
+        assert found.updates[name] == pytest.approx(wanted, rel=0.01), name
 
 
 def test_a_run_that_goes_on_from_before_begins_again(tmp_path: Path) -> None:
     file, lines = tmp_path / "metrics.jsonl", Lines(tmp_path / "metrics.jsonl")
-    assert lines.look() == []
+    assert lines.look() == (0, [])
     file.write_text('{"step": 1}\n{"step": 2}\n{"st')
-    assert [row["step"] for row in lines.look()] == [1, 2]
+    assert [row["step"] for row in lines.look()[1]] == [1, 2]
     with file.open("a") as more:
         more.write('ep": 3}\n')
-    assert [row["step"] for row in lines.look()] == [1, 2, 3]
+    assert [row["step"] for row in lines.look()[1]] == [1, 2, 3]
     again = tmp_path / "new"
     again.write_text('{"step": 1}\n{"step": 2}\n{"step": 4}\n{"step": 5}\n')
     os.replace(again, file)
-    assert [row["step"] for row in lines.look()] == [1, 2, 4, 5]
-    assert lines.generation == 1
+    generation, rows = lines.look()
+    assert ([row["step"] for row in rows], generation) == ([1, 2, 4, 5], 1)
 
 
 def test_two_pages_that_look_at_once_read_each_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

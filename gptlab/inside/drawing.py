@@ -31,21 +31,21 @@ WIDEST = 24.0  # inches of a figure
 PER_LINE = 80  # letters of a text in a line of a figure
 
 
-def attention(found: Sequence[Map], words: Sequence[str]) -> Figure:
-    """A map for each head, a row of them for each layer: who looks (down) at whom (across)."""
-    n_wide = max(each.weights.shape[1] for each in found)
+def attention(found: Sequence[Map], heads: Sequence[Sequence[int]], words: Sequence[str]) -> Figure:
+    """A map for each of the heads of a layer, a row of them for each layer: who looks (down) at whom (across)."""
+    n_wide = max(map(len, heads))
     size = max(1.2, min(0.1 * len(words), WIDEST / n_wide, 10))
     shown = words if size / len(words) >= LEGIBLE else []
     with canvas("attention", 1 + n_wide * size, 0.6 + len(found) * (size + 0.3)) as figure:
         panels = figure.subplots(len(found), n_wide, squeeze=False)
-        for row, (layer, weights, by_softmax) in zip(panels, found, strict=True):
-            for head, axes in enumerate(row[: weights.shape[1]]):
+        for row, (layer, weights, by_softmax), shown_heads in zip(panels, found, heads, strict=True):
+            for head, axes in zip(shown_heads, row, strict=False):
                 axes.imshow(_numbers(weights[0, head]), cmap="Blues", vmin=0, vmax=1)
                 title = f"layer {layer}, " + (f"head {head}" if by_softmax else "influence (it has no softmax)")
                 axes.set_title(title, fontsize=max(8, min(5 * size, 115 * size / len(title))))
                 _words_along(axes, shown, 5.5)
                 axes.set_yticks(range(len(shown)), shown, fontsize=5.5)
-            for axes in row[weights.shape[1] :]:
+            for axes in row[len(shown_heads) :]:
                 axes.set_visible(False)
         return figure
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gptlab import rundirs
 from gptlab.errors import ConfigError
 from gptlab.rundir import kept
@@ -31,12 +29,13 @@ class Lines:
     file: int = 0  # its inode
     lock: threading.Lock = field(default_factory=threading.Lock)  # a server looks from several threads
 
-    def look(self) -> list[Row]:
-        """All rows there are by now; a last line without its end is not one yet."""
+    def look(self) -> tuple[int, list[Row]]:
+        """The generation, and all rows there are by now; a last line without its end is not one yet."""
         with self.lock:
-            return self._look()
+            self._read()
+            return self.generation, list(self.rows)
 
-    def _look(self) -> list[Row]:
+    def _read(self) -> None:
         try:
             found = self.path.stat()
             if found.st_ino != self.file or found.st_size < self.at:
@@ -46,10 +45,9 @@ class Lines:
                 file.seek(self.at)
                 whole, end, _ = file.read().rpartition(b"\n")
         except OSError:  # not there yet, or just being replaced
-            return self.rows
+            return
         self.at += len(whole) + len(end)
         self.rows += _parsed(whole)
-        return self.rows
 
 
 class Followed:
@@ -58,19 +56,16 @@ class Followed:
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.name = path, name
         self.metrics, self.samples = Lines(path / METRICS), Lines(path / SAMPLES)
-        self.config: Row = {}
 
     def about(self) -> Row:
         """Its name, status, steps, model, the steps that are kept, and ruler, as JSON."""
-        if not self.config:
-            self.config = _config(self.path)
-        summary, rows = _json(self.path / SUMMARY), self.metrics.look()
+        summary, (_, rows) = _json(self.path / SUMMARY), self.metrics.look()
         chosen = summary.get("variants") or {}
         return {
             "name": self.name,
             "status": summary.get("status") or "waiting",
             "step": rows[-1].get("step", 0) if rows else 0,
-            "steps": (self.config.get("trainer") or {}).get("steps"),
+            "steps": summary.get("steps"),
             "parts": " ".join(str(chosen[slot]) for slot in ("attention", "position", "norm", "mlp") if slot in chosen),
             "parameters": summary.get("parameters"),
             "checkpoints": list(kept(self.path)),
@@ -134,13 +129,5 @@ def _json(path: Path) -> Row:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _config(path: Path) -> Row:
-    try:
-        found = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
         return {}
     return found if isinstance(found, dict) else {}

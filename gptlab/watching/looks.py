@@ -18,7 +18,8 @@ from gptlab.watching import statistics
 OFFERED = {"statistics": "Activations, gradients, updates", **{k: v for k, v in VIEWS.items() if k != "patch"}}
 WITH_TEXT = ("attention", "lens", "attribution", "embeddings", "stability", "experts", "compare")
 PICTURES, MODELS = 64, 4  # that are held
-LONGEST = 2000  # characters of a text
+LONGEST = 256  # characters of a text
+Place = tuple[int | None, int | None]  # a layer and a head; None: all
 
 
 class Looks:
@@ -30,7 +31,13 @@ class Looks:
         self.pictures: OrderedDict[Hashable, bytes] = OrderedDict()
 
     def picture(
-        self, run: Path, view: str, text: str | None, other: Path | None = None, step: int | None = None
+        self,
+        run: Path,
+        view: str,
+        text: str | None,
+        other: Path | None = None,
+        step: int | None = None,
+        place: Place = (None, None),
     ) -> tuple[bytes, int]:
         """A PNG, and the step it is of. GptlabError, in one line, for a view that this run does not have."""
         if view not in OFFERED:
@@ -38,8 +45,8 @@ class Looks:
         with self.lock:
             known, lab = self._lab(run, step)
             beside, against = self._lab(other, step) if other else (None, None)
-            draw = partial(_drawn, lab, view, _cut(text), against)
-            return _held(self.pictures, (known, view, _cut(text), beside), PICTURES, draw), lab.step
+            draw = partial(_drawn, lab, view, _cut(text), against, place)
+            return _held(self.pictures, (known, view, _cut(text), beside, place), PICTURES, draw), lab.step
 
     def tokens(self, run: Path, text: str | None, step: int | None = None) -> dict[str, Any]:
         """Each token of a text with its loss in nats, given those before it; the first has none. And of which step."""
@@ -65,7 +72,9 @@ def _state(run: Path, step: int | None) -> Hashable:
         return None
 
 
-def _drawn(lab: Lab, view: str, text: str | None, other: Lab | None) -> bytes:
+def _drawn(lab: Lab, view: str, text: str | None, other: Lab | None, place: Place) -> bytes:
+    if view == "attention":
+        return png(lab.attention(text, *place))
     if view == "statistics":
         return png(statistics.draw(statistics.statistics(lab)))
     if view == "compare":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from functools import partial
@@ -63,17 +62,20 @@ def application(runs: Runs) -> bottle.Bottle:
         app.get(path, callback=partial(_file, name))
     app.get("/api/runs", callback=lambda: _about(runs))
     app.get("/api/rows", callback=_told(lambda asked: _rows(runs, asked)))
-    app.get("/api/samples", callback=_told(lambda asked: {"samples": runs.one(asked.run).samples.look()}))
+    app.get("/api/samples", callback=_told(lambda asked: {"samples": runs.one(asked.run).samples.look()[1]}))
     app.get("/api/tokens", callback=_told(lambda asked: looks.tokens(_path(runs, asked), asked.text, _step(asked))))
     app.get("/look", callback=_told(lambda asked: _picture(runs, looks, asked)))
     return app
 
 
 def _from_here() -> None:
-    """Refuse what another site's page asks through a name of its own."""
+    """Refuse what another site's page asks, through a name of its own or ours."""
     host = bottle.request.headers.get("Host", "")
     if host.rpartition(":")[0] not in OWN_NAMES and host not in OWN_NAMES:
         bottle.abort(403, "This page is for this machine alone.")
+    site, mode = (bottle.request.headers.get(f"Sec-Fetch-{what}", "none") for what in ("Site", "Mode"))  # of a browser
+    if site not in ("none", "same-origin") and mode != "navigate":
+        bottle.abort(403, "Another page may lead here, but not ask.")
 
 
 def _told(answer: Callable[[bottle.FormsDict], Any]) -> Callable[[], Any]:
@@ -82,7 +84,7 @@ def _told(answer: Callable[[bottle.FormsDict], Any]) -> Callable[[], Any]:
     def respond() -> Any:
         try:
             return answer(bottle.request.query.decode("utf-8"))
-        except GptlabError as error:
+        except (GptlabError, ValueError) as error:  # ValueError: what is no UTF-8, and numbers without end
             return bottle.HTTPResponse(str(error), status=404, headers={"Content-Type": "text/plain; charset=utf-8"})
 
     return respond
@@ -101,24 +103,23 @@ def _about(runs: Runs) -> dict[str, Any]:
 
 def _rows(runs: Runs, asked: bottle.FormsDict) -> dict[str, Any]:
     """The rows that the page does not have yet; all of them where a run began again."""
-    lines = runs.one(asked.run).metrics
-    rows = lines.look()
-    since = int(asked.since) if asked.since.isdecimal() and asked.generation == str(lines.generation) else 0
+    generation, rows = runs.one(asked.run).metrics.look()
+    since = int(asked.since) if asked.since.isdecimal() and asked.generation == str(generation) else 0
     new = rows[since:]
     thin = max(1, len(new) // MOST)
-    kept = [row for i, row in enumerate(new) if i % thin == 0 or "val/loss" in row]
-    return {"generation": lines.generation, "next": len(rows), "rows": json.loads(_strict(kept))}
+    kept = [_drawable(row) for i, row in enumerate(new) if i % thin == 0 or "val/loss" in row]
+    return {"generation": generation, "next": since + len(new), "rows": kept}
 
 
-def _strict(rows: list[dict[str, Any]]) -> str:
-    """JSON that a browser reads: numbers that are not finite are null."""
-    plain = [{k: v for k, v in row.items() if not isinstance(v, float) or math.isfinite(v)} for row in rows]
-    return json.dumps(plain)
+def _drawable(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without what is no finite number: NaN, which JSON does not know, and the null that a log has for it."""
+    return {k: v for k, v in row.items() if v is not None and (not isinstance(v, float) or math.isfinite(v))}
 
 
 def _picture(runs: Runs, looks: Looks, asked: bottle.FormsDict) -> bytes:
     other = runs.one(asked.other).path if asked.other else None
-    image, step = looks.picture(_path(runs, asked), asked.view, asked.text, other, _step(asked))
+    place = (_number(asked.layer, "A layer"), _number(asked.head, "A head"))
+    image, step = looks.picture(_path(runs, asked), asked.view, asked.text, other, _step(asked), place)
     bottle.response.content_type = "image/png"
     bottle.response.set_header("X-Step", str(step))
     return image
@@ -130,5 +131,9 @@ def _path(runs: Runs, asked: bottle.FormsDict) -> Path:
 
 def _step(asked: bottle.FormsDict) -> int | None:
     """The checkpoint that is asked for; none: whichever is the newest."""
-    require(asked.step.isdecimal() or not asked.step, f"A step is a number, but {asked.step!r} is none.")
-    return int(asked.step) if asked.step else None
+    return _number(asked.step, "A step")
+
+
+def _number(word: str, what: str) -> int | None:
+    require(word.isdecimal() or not word, f"{what} is a number, but {word!r} is none.")
+    return int(word) if word else None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ROWS = 16  # sequences of validation
+TOKENS = 4096  # of validation, at least one sequence
 NAMED = 64  # parameters whose names have room
 WRITERS = ("attention.out", "mlp.out", "out")  # of a block
 HEALTHY = 1e-3  # an update of a weight, of its size: Karpathy 2022 (makemore part 3)
@@ -39,7 +39,8 @@ class Statistics(NamedTuple):
 
 def statistics(lab: Lab) -> Statistics:
     """One batch of validation forward and backward, and one step of the optimizer as it was saved, on a copy."""
-    model, (tokens, targets) = copy.deepcopy(lab.model).eval(), lab.validation(ROWS)
+    model, n_rows = copy.deepcopy(lab.model).eval(), max(1, TOKENS // lab.model.config.block_size)
+    tokens, targets = lab.validation(n_rows)
     with record(model, ["blocks.*.out", "blocks.*.attention.out", "blocks.*.mlp.out"]) as seen:
         total, added, _ = model.loss(tokens, targets)
     (total / (targets != IGNORE).sum() + sum(added.values())).backward()
@@ -63,6 +64,8 @@ def _updates(lab: Lab, model: GPT) -> dict[str, float]:
     names = {p: name for name, p in model.named_parameters()}
     checkpoint.restore_optimizer(optimizer, names, saved.tensors["optimizer"], saved.meta["optimizer"])
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    if config.trainer.clip:
+        torch.nn.utils.clip_grad_norm_(list(names), config.trainer.clip)
     optimizer.step()
     changes = {
         name: (float((p.detach() - before[name]).norm()), float(before[name].norm())) for p, name in names.items()

@@ -61,7 +61,9 @@ function drawRuns() {
     const told = make("small", {}, `${run.status}, step ${run.step} of ${run.steps ?? "?"}${size}`, make("br"), run.parts);
     return make("li", {}, make("label", {}, box, dot, make("span", {}, run.name, told)));
   });
+  const boxes = () => [...$("runs").querySelectorAll("input")], held = boxes().indexOf(document.activeElement);
   $("runs").replaceChildren(...items);
+  boxes()[held]?.focus();
 }
 
 async function refresh() {
@@ -83,7 +85,7 @@ function drawMetrics() {
 
 function lines(keys) {
   return chosen().flatMap((run) => keys.map((key) => {
-    const points = (state.rows[run]?.rows ?? []).filter((row) => key in row).map((row) => [row[$("axis").value], row[key]]);
+    const points = (state.rows[run]?.rows ?? []).filter((row) => row[key] != null).map((row) => [row[$("axis").value], row[key]]);
     return { run, key, points, faint: key === "train/loss" && keys.length > 1 };
   })).filter((line) => line.points.length);
 }
@@ -183,6 +185,7 @@ async function ask(event) {
   event?.preventDefault();
   const turn = ++state.asked, view = $("view").value, text = $("text").value, other = pair()[1] ?? "";
   const shown = view === "compare" ? pair().slice(0, 1) : pair(), asked = { text, step: state.step ?? "" };
+  document.querySelectorAll(".place").forEach((label) => { label.hidden = view !== "attention"; });
   $("inside").classList.add("busy");
   const cards = await Promise.all(shown.map(async (run) => {
     const head = make("h3", {}, state.runs[run].name), of = (step) => head.append(`, step ${step}`);
@@ -191,7 +194,8 @@ async function ask(event) {
         const { step, tokens } = await json("/api/tokens", { run, ...asked });
         return of(step), make("div", { class: "tokens" }, head, coloured(tokens));
       }
-      const words = { run, view, ...asked, ...(view === "compare" ? { other } : {}) };
+      const place = view === "attention" ? { layer: $("layer").value, head: $("head").value } : {};
+      const words = { run, view, ...asked, ...place, ...(view === "compare" ? { other } : {}) };
       const answer = await get("/look", words);
       const image = make("img", { alt: `${$("view").selectedOptions[0].text} of ${state.runs[run].name}` });
       image.onload = () => fit(image);
@@ -227,7 +231,7 @@ for (const id of ["metric", "axis", "ruler"]) $(id).onchange = drawCurves;
 addEventListener("resize", drawCurves);
 $("when").oninput = drawSamples;
 $("ask").onsubmit = ask;
-$("view").onchange = ask;
+for (const id of ["view", "layer", "head"]) $(id).onchange = ask;
 $("step").oninput = chooseStep;
 $("step").onchange = ask;
 look();
