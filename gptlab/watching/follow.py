@@ -111,7 +111,7 @@ def _runs_in(place: Path) -> Iterator[Path]:
 
 
 def _name(path: Path, place: Path) -> str:
-    return path.name if path == place else f"{place.name}/{path.relative_to(place)}"
+    return "/".join(path.resolve().parts[-2:]) if path == place else f"{place.name}/{path.relative_to(place)}"
 
 
 def _parsed(lines: bytes) -> list[Row]:

@@ -119,9 +119,13 @@ function plot(drawn, levels, width, height) {
     svg.append(make("text", { x: pad.left - 6, y: y(tick) + 4, "text-anchor": "end" }, short(tick)));
   }
   for (const tick of ticks(x0, x1, width / 130)) svg.append(make("text", { x: x(tick), y: height - 6, "text-anchor": "middle" }, short(tick)));
-  for (const level of near) {
-    svg.append(make("line", { class: "ruler", x1: pad.left, x2: width - pad.right, y1: y(level.loss), y2: y(level.loss) }));
-    svg.append(make("text", { x: width - pad.right + 5, y: y(level.loss) + 4 }, level.name));
+  let free = Infinity; // what is above a label; two that would overlap are one
+  for (const level of near.sort((a, b) => a.loss - b.loss)) {
+    const at = y(level.loss);
+    svg.append(make("line", { class: "ruler", x1: pad.left, x2: width - pad.right, y1: at, y2: at }, make("title", {}, level.name)));
+    if (at > free) continue;
+    svg.append(make("text", { x: width - pad.right + 5, y: at + 4 }, level.name));
+    free = at - 12;
   }
   for (const line of drawn) {
     const d = line.points.map(([a, b], i) => `${i ? "L" : "M"}${x(a).toFixed(1)} ${y(b).toFixed(1)}`).join("");
