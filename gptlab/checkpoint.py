@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.optim import Optimizer
 
 from gptlab import distributed, shards
 from gptlab.errors import CheckpointError, ConfigError
 from gptlab.files import sync
 
-Names = Mapping[Any, str]  # what every parameter of the optimizer is called
-
 FORMAT = 1  # a file for each group of tensors
 SHARDED = 2  # a file for each rank, with parts of all tensors: those of the optimizer are called <parameter>/<state>
 STEP = re.compile(r"step_(\d+)(\.replaced)?")
 FILE = re.compile(r"[a-z][a-z0-9_-]*\.safetensors")
-# How an optimizer step is computed on this machine, not what it computes: the resuming run has chosen again.
-MACHINE = frozenset({"params", "foreach", "fused", "capturable", "differentiable"})
 
 
 @dataclass(frozen=True)
@@ -312,89 +307,3 @@ def _verify(path: Path, expected: Mapping[str, Any]) -> None:
             raise CheckpointError(f"{path.name} does not have the checksum it was saved with")
     except OSError as error:
         raise CheckpointError(f"{path.name} cannot be read ({error.strerror})") from None
-
-
-def optimizer_tensors(optimizer: Optimizer, names: Names) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as tensors called `<parameter>/<state>`, and the rest of it as JSON."""
-    tensors: dict[str, Tensor] = {}
-    scalars: dict[str, dict[str, Any]] = {}
-    for parameter, state in optimizer.state.items():
-        name = names[parameter]
-        scalars[name] = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
-        tensors |= {f"{name}/{key}": value for key, value in state.items() if isinstance(value, Tensor)}
-    groups = [
-        {"params": [names[parameter] for parameter in group["params"]], "options": _options(group)}
-        for group in optimizer.param_groups
-    ]
-    return tensors, {"groups": groups, "scalars": scalars, "tensors": sorted(tensors)}
-
-
-def _options(group: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in group.items() if key not in MACHINE}
-    return {key: value.item() if isinstance(value, Tensor) else value for key, value in kept.items()}
-
-
-def optimizer_blanks(optimizer: Optimizer, names: Names, meta: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What an optimizer will remember on this rank, to be filled: the state tensors that `meta` knows."""
-    remember = getattr(optimizer, "memory", None)
-    if remember is None:
-        raise CheckpointError(
-            f"{type(optimizer).__name__} has no `memory`, which ranks need to go on with it: go on in one process."
-        )
-    blank = {
-        f"{names[parameter]}/{key}": tensor
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-        for key, tensor in remember(parameter.detach(), group).items()
-    }
-    return {name: blank[name] for name in meta["tensors"] if name in blank}
-
-
-def restore_optimizer(
-    optimizer: Optimizer, names: Names, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
-) -> None:
-    """Put back what `optimizer_tensors` gave, bit for bit. Raises CheckpointError when the names do not fit."""
-    groups = meta["groups"]
-    here = [f"group {i}: {names[p]}" for i, group in enumerate(optimizer.param_groups) for p in group["params"]]
-    _must_agree(
-        "parameters", [f"group {i}: {name}" for i, group in enumerate(groups) for name in group["params"]], here
-    )
-    _must_agree("state tensors", meta["tensors"], tensors)
-    states = {name: dict(scalars) for name, scalars in meta["scalars"].items()}
-    for key, tensor in tensors.items():
-        name, _, state = key.rpartition("/")
-        states[name][state] = tensor
-    optimizer.state.clear()
-    for group, saved in zip(optimizer.param_groups, groups, strict=True):
-        group.update({key: _like(group.get(key), value) for key, value in saved["options"].items()})
-        for parameter in group["params"]:
-            if names[parameter] in states:
-                optimizer.state[parameter] = _placed(states[names[parameter]], parameter, group)
-
-
-def _must_agree(what: str, saved: Iterable[str], here: Iterable[str]) -> None:
-    missing, extra = sorted(set(saved) - set(here)), sorted(set(here) - set(saved))
-    if missing or extra:
-        parts = [
-            f"{label} {', '.join(keys[:3])}" for label, keys in (("lacks", missing), ("has besides", extra)) if keys
-        ]
-        raise CheckpointError(
-            f"The optimizer's {what} must be those of the checkpoint, but it {' and '.join(parts)}. "
-            "Resume with the model and optimizer of the run."
-        )
-
-
-def _like(current: object, value: Any) -> Any:
-    """A stored option as the kind of object the optimizer keeps: JSON knows neither tensors nor tuples."""
-    if isinstance(current, Tensor):
-        return current.fill_(value)
-    return tuple(value) if isinstance(current, tuple) else value
-
-
-def _placed(state: Mapping[str, Any], parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
-    """Copies on the parameter's device, dtype untouched. A step count stays on the CPU unless its kernel wants it."""
-    at_home = {"step"} if not (group.get("fused") or group.get("capturable")) else set()
-    return {
-        key: value.to("cpu" if key in at_home else parameter.device, copy=True) if isinstance(value, Tensor) else value
-        for key, value in state.items()
-    }

@@ -19,6 +19,7 @@ from torch import Tensor
 from gptlab import checkpoint, distributed
 from gptlab.errors import DataError
 from gptlab.model import GPT
+from gptlab.optimizer import memory
 from gptlab.step import TrainState
 
 Tensors = Mapping[str, Mapping[str, Tensor]]  # file -> name -> tensor
@@ -33,7 +34,7 @@ def initial(model: GPT) -> dict[str, str]:
 def contents(state: TrainState) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """The tensors of a training, and the rest of what it takes to go on, as JSON."""
     names = {parameter: name for name, parameter in state.model.named_parameters()}
-    tensors, rest = checkpoint.optimizer_tensors(state.optimizer, names)
+    tensors, rest = memory.tensors_of(state.optimizer, names)
     meta = {
         "optimizer": rest,
         "scaler": state.scaler.state_dict() if state.scaler else {},
@@ -57,12 +58,12 @@ def restore(state: TrainState, run_dir: Path, fingerprint: str, note: Callable[[
         )
     names = {parameter: name for name, parameter in state.model.named_parameters()}
     if together:
-        remembered = checkpoint.optimizer_blanks(state.optimizer, names, saved.meta["optimizer"])
+        remembered = memory.blanks_of(state.optimizer, names, saved.meta["optimizer"])
         checkpoint.fill(saved, {**state.model.tensors(), **remembered})
     else:
         state.model.load_tensors(saved.tensors["model"])
         remembered = saved.tensors["optimizer"]
-    checkpoint.restore_optimizer(state.optimizer, names, remembered, saved.meta["optimizer"])
+    memory.restore(state.optimizer, names, remembered, saved.meta["optimizer"])
     if state.scaler:
         state.scaler.load_state_dict(saved.meta["scaler"])
     state.step, state.seconds, state.n_bad = saved.step, saved.meta["seconds"], saved.meta["skipped"]

@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gptlab import checkpoint
-from gptlab.checkpoint import kept, load, newest, optimizer_tensors, restore_optimizer, save
+from gptlab.checkpoint import kept, load, newest, save
 from gptlab.errors import CheckpointError, ConfigError
+from gptlab.optimizer import memory
 
 FILE = "model.safetensors"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool)
@@ -348,7 +349,7 @@ class Room:
 def test_a_restored_optimizer_goes_on_bit_for_bit(tmp_path: Path, make: Any) -> None:
     unbroken = Room(make)
     unbroken.train(range(5))
-    stored, meta = optimizer_tensors(unbroken.optimizer, unbroken.names)
+    stored, meta = memory.tensors_of(unbroken.optimizer, unbroken.names)
     model = dict(unbroken.model.named_parameters())
     save(tmp_path, 5, {"model": model, "optimizer": stored}, {"optimizer": meta}, keep=1)
     unbroken.train(range(5, 10))
@@ -356,7 +357,7 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(tmp_path: Path, make: Any) -> 
     found = load(tmp_path, note=silent)
     resumed = Room(make, seed=1)
     resumed.model.load_state_dict(found.tensors["model"])
-    restore_optimizer(resumed.optimizer, resumed.names, found.tensors["optimizer"], found.meta["optimizer"])
+    memory.restore(resumed.optimizer, resumed.names, found.tensors["optimizer"], found.meta["optimizer"])
     resumed.train(range(5, 10))
 
     for (name, one), other in zip(unbroken.model.named_parameters(), resumed.model.parameters(), strict=True):
@@ -368,11 +369,11 @@ def test_what_a_step_changes_is_restored_and_the_loaded_tensors_are_not_shared()
     room = Room(OPTIMIZERS["adamw"])
     room.train(range(2))
     room.optimizer.param_groups[1].update(lr=0.125, betas=(0.5, 0.75))
-    stored, meta = optimizer_tensors(room.optimizer, room.names)
+    stored, meta = memory.tensors_of(room.optimizer, room.names)
     stored, meta = {name: tensor.clone() for name, tensor in stored.items()}, json.loads(json.dumps(meta))
     before = {name: tensor.clone() for name, tensor in stored.items()}
     other = Room(OPTIMIZERS["adamw"])
-    restore_optimizer(other.optimizer, other.names, stored, meta)
+    memory.restore(other.optimizer, other.names, stored, meta)
     assert other.optimizer.param_groups[1]["lr"] == 0.125
     assert other.optimizer.param_groups[1]["betas"] == (0.5, 0.75)
     other.train(range(2, 4))
@@ -382,7 +383,7 @@ def test_what_a_step_changes_is_restored_and_the_loaded_tensors_are_not_shared()
 def test_the_kernel_of_the_resuming_machine_is_kept() -> None:
     fused, plain = Room(OPTIMIZERS["adamw-fused"]), Room(OPTIMIZERS["adamw"])
     fused.train(range(2))
-    restore_optimizer(plain.optimizer, plain.names, *optimizer_tensors(fused.optimizer, fused.names))
+    memory.restore(plain.optimizer, plain.names, *memory.tensors_of(fused.optimizer, fused.names))
     assert not any(group["fused"] for group in plain.optimizer.param_groups)
     plain.train(range(2, 3))
 
@@ -390,14 +391,14 @@ def test_the_kernel_of_the_resuming_machine_is_kept() -> None:
 def test_names_that_are_missing_or_left_over_are_refused_by_name() -> None:
     room = Room(OPTIMIZERS["adamw"])
     room.train(range(1))
-    stored, meta = optimizer_tensors(room.optimizer, room.names)
+    stored, meta = memory.tensors_of(room.optimizer, room.names)
     assert "0.weight/exp_avg" in stored
     assert not any(name.startswith("2.") for name in stored)  # frozen: no gradient, no state
     fewer = {name: tensor for name, tensor in stored.items() if name != "0.weight/exp_avg"}
     with pytest.raises(CheckpointError, match=r"state tensors .* lacks 0\.weight/exp_avg"):
-        restore_optimizer(room.optimizer, room.names, fewer, meta)
+        memory.restore(room.optimizer, room.names, fewer, meta)
     with pytest.raises(CheckpointError, match="has besides extra/exp_avg"):
-        restore_optimizer(room.optimizer, room.names, {**stored, "extra/exp_avg": torch.ones(1)}, meta)
+        memory.restore(room.optimizer, room.names, {**stored, "extra/exp_avg": torch.ones(1)}, meta)
     renamed = {parameter: name.replace("1.", "one.") for parameter, name in room.names.items()}
     with pytest.raises(CheckpointError, match=r"lacks group 0: 1\.weight, .* and has besides group 0: one\.weight"):
-        restore_optimizer(room.optimizer, renamed, stored, meta)
+        memory.restore(room.optimizer, renamed, stored, meta)

@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
 from gptlab import ModelConfig, registry
-from gptlab.checkpoint import optimizer_tensors, restore_optimizer
 from gptlab.errors import ConfigError
 from gptlab.model import GPT
-from gptlab.optimizer import parameter_groups
+from gptlab.optimizer import memory, parameter_groups
 from gptlab.optimizer.muon import orthogonal
 
 NAMES = ["adafactor", "adamw", "lion", "muon", "sgd"]
@@ -465,9 +464,9 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(name: str, door: str) -> None:
         one.step()
     resumed.load_state_dict(unbroken.state_dict())
     if door == "checkpoint":
-        tensors, meta = optimizer_tensors(one, {p: key for key, p in unbroken.named_parameters()})
+        tensors, meta = memory.tensors_of(one, {p: key for key, p in unbroken.named_parameters()})
         names = {p: key for key, p in resumed.named_parameters()}
-        restore_optimizer(other, names, tensors, json.loads(json.dumps(meta)))
+        memory.restore(other, names, tensors, json.loads(json.dumps(meta)))
     else:
         other.load_state_dict(copy.deepcopy(one.state_dict()))
     for step in range(3, 6):

@@ -214,7 +214,7 @@ def test_updates_are_those_of_one_clipped_step(runs: Path, monkeypatch: pytest.M
     config.optimizer = {"name": "sgd", "lr": 0.5, "momentum": 0.0, "weight_decay": 0.0}
     config.trainer.clip = 0.01
     monkeypatch.setattr(module, "read_config", lambda path: config)
-    monkeypatch.setattr(module.checkpoint, "restore_optimizer", lambda *_: None)
+    monkeypatch.setattr(module.memory, "restore", lambda *_: None)
     found = statistics(lab)
     weights = {name: p.detach() for name, p in lab.model.named_parameters()}
     norms = {name: found.gradients[name] * p.numel() ** 0.5 for name, p in weights.items() if name in found.gradients}

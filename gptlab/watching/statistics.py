@@ -15,7 +15,7 @@ from gptlab.comparison.drawing import ARMS, MUTED, canvas
 from gptlab.data import IGNORE
 from gptlab.lab import Lab
 from gptlab.model import GPT
-from gptlab.optimizer import parameter_groups
+from gptlab.optimizer import memory, parameter_groups
 from gptlab.rundir import read_config
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _updates(lab: Lab, model: GPT) -> dict[str, float]:
     optimizer = registry.build("optimizer", config.optimizer, parameter_groups(model))
     saved = checkpoint.load(lab.checkpoint, note=lab.note)
     names = {p: name for name, p in model.named_parameters()}
-    checkpoint.restore_optimizer(optimizer, names, saved.tensors["optimizer"], saved.meta["optimizer"])
+    memory.restore(optimizer, names, saved.tensors["optimizer"], saved.meta["optimizer"])
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     if config.trainer.clip:
         torch.nn.utils.clip_grad_norm_(list(names), config.trainer.clip)

@@ -22,7 +22,7 @@ Step = Callable[..., Tensor]
 
 @register("block", "bare")
 class Bare(Block):
-    """mlp(norm(attention(norm(x)))): no residuals, as before He et al. 2015, arXiv:1512.03385."""
+    """mlp(norm(attention(norm(x)))): no residuals. As usual before He et al. 2015, arXiv:1512.03385."""
 
     places = frozenset({"before"})
 
