@@ -10,7 +10,7 @@ from gptlab import exits
 def main(argv: list[str]) -> None:
     """Parse, then print one table, or JSON."""
     parser = exits.Parser(prog="gptlab evaluate", description=__doc__.partition(": ")[2])
-    parser.add_argument("run", help="a run directory, or latest")
+    parser.add_run()
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--split", choices=("train", "val"), default="val", help="of the run's own text (default val)")
     which.add_argument("--text", help="a file or directory to evaluate on instead (.txt .md .py .jsonl, .gz)")

@@ -19,6 +19,11 @@ WAIT_SECONDS = 3.0  # for another rank to speak first
 class Parser(argparse.ArgumentParser):
     """A command line whose errors are one line, like all others."""
 
+    def add_run(self) -> None:
+        """The run that a command is about, and which of its checkpoints."""
+        self.add_argument("run", help="a run directory, or latest")
+        self.add_argument("--step", type=int, help="of a checkpoint that is kept (default the newest, or the best)")
+
     def error(self, message: str) -> NoReturn:
         """ConfigError with what argparse says."""
         raise ConfigError(f"{message[:1].upper()}{message[1:]}: see {self.prog} --help.")

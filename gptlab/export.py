@@ -10,7 +10,7 @@ from gptlab import exits
 def main(argv: list[str]) -> None:
     """Parse, then write the directory, whole or not at all."""
     parser = exits.Parser(prog="gptlab export", description=__doc__.partition(": ")[2])
-    parser.add_argument("run", help="a run directory, or latest")
+    parser.add_run()
     parser.add_argument(
         "--to", nargs=2, required=True, metavar=("FORMAT", "DIR"), help="hf, and a directory that is new or empty"
     )

@@ -33,7 +33,7 @@ def export(options: argparse.Namespace, out: TextIO) -> None:
     require_choice("--to", form, ("hf",))
     free = not directory.exists() or (directory.is_dir() and not any(directory.iterdir()))
     require(free, f"An export goes to a directory that is new or empty, but {directory} is not: name another.")
-    model, tokenizer = load(options.run, note=lambda line: print(line, file=sys.stderr))
+    model, tokenizer = load(options.run, step=options.step, note=lambda line: print(line, file=sys.stderr))
     name = write(model, tokenizer, directory, custom_code=options.custom_code)
     trust = ", trust_remote_code=True" if options.custom_code else ""
     print(f"{name} of {model.n_parameters():,} parameters, and its tokenizer.", file=out)

@@ -53,7 +53,7 @@ def judge(options: argparse.Namespace) -> None:
     require_choice("--precision", options.precision, ("auto", "fp32", "bf16", "fp16"))
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
-    model, tokenizer = load(find(options.run), note=_say)
+    model, tokenizer = load(find(options.run), step=options.step, note=_say)
     require_order(model)
     judged = Judged(model.to(device), tokenizer, batch_size=options.batch, autocast=autocast(device, precision))
     result = evaluate(judged, options.tasks.split(","), options.tasks_dir, limit=options.limit, shots=options.shots)

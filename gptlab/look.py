@@ -12,8 +12,7 @@ from gptlab.inside import VIEWS
 def main(argv: list[str]) -> None:
     """Parse, then write the page and print where it is."""
     parser = exits.Parser(prog="gptlab look", description=__doc__.partition(": ")[2])
-    parser.add_argument("run", help="a run directory, or latest")
-    parser.add_argument("--step", type=int, help="of a checkpoint that is kept (default the newest, or the best)")
+    parser.add_run()
     parser.add_argument("--text", help="what the model reads (default the beginning of validation)")
     parser.add_argument("--view", action="append", choices=list(VIEWS), help="one of several (default all there are)")
     parser.add_argument("--corrupted", metavar="TEXT", help="for patch: --text with a change, of as many tokens")

@@ -10,7 +10,7 @@ from gptlab import exits
 def main(argv: list[str]) -> None:
     """Parse, then write to standard output as the tokens come."""
     parser = exits.Parser(prog="gptlab sample", description=__doc__.partition(": ")[2])
-    parser.add_argument("run", help="a run directory, or latest")
+    parser.add_run()
     parser.add_argument("--prompt", default="", help="what the text begins with; empty: the border between documents")
     parser.add_argument(
         "--tokens", type=int, help="new tokens (default 300, or as many as the position encoding allows)"

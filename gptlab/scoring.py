@@ -40,7 +40,7 @@ def score(options: argparse.Namespace) -> None:
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
     run_dir = find(options.run)
-    model, tokenizer = load(run_dir, note=_say)
+    model, tokenizer = load(run_dir, step=options.step, note=_say)
     tokens, n_bytes, about = (
         _text(tokenizer, options.text) if options.text else _split(run_dir, tokenizer, options.split)
     )

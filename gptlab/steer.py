@@ -11,7 +11,7 @@ from gptlab import exits
 def main(argv: list[str]) -> None:
     """Parse, then print the table and the text, and write the page."""
     parser = exits.Parser(prog="gptlab steer", description=__doc__.partition(": ")[2])
-    parser.add_argument("run", help="a run directory, or latest")
+    parser.add_run()
     parser.add_argument("--positive", metavar="TEXT", help="a file or folder of texts to steer towards (.txt .jsonl)")
     parser.add_argument("--negative", metavar="TEXT", help="and away from; half of both finds, the other half measures")
     parser.add_argument("--lines", action="store_true", help="every line of them is a text of its own")

@@ -32,7 +32,7 @@ def write(options: argparse.Namespace, out: TextIO) -> None:
     temperature = 0.0 if options.greedy else 0.8 if options.temperature is None else options.temperature
     draw = Draw(temperature, options.top_k, options.top_p, options.min_p)
     device = choose_device(options.device)
-    model, tokenizer = load(options.run, note=_say)
+    model, tokenizer = load(options.run, step=options.step, note=_say)
     lay_out(model.to(device))
     prompt, begin, stop = _asked(options, tokenizer)
     room = N_TOKENS if model.position.limit is None else model.position.limit + 1 - len(prompt)

@@ -11,16 +11,21 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from gptlab import registry
+from gptlab import ModelConfig, registry
+from gptlab.activations import edit, record
 from gptlab.compiling import CompiledLoss
 from gptlab.components.context import Encoded
 from gptlab.conformance import SLOTS, Case, cases_for
+from gptlab.inside.patching import patch
 from gptlab.loss import padded
 from gptlab.model import GPT
 from gptlab.sampling import Draw, generate
+from gptlab.steering.direction import added
+from gptlab.steering.effect import log_likelihoods
 from gptlab.step import TrainState, compile_step, train_step
 
 pytestmark = pytest.mark.gpu
+DEVICE = "cuda"
 
 VARIANTS = [(slot, name) for slot in SLOTS for name in registry.names(slot)]
 
@@ -135,6 +140,47 @@ def test_a_padded_head_scores_as_the_head_does() -> None:
 def _with_gradients(score: Tensor, head: torch.nn.Linear, x: Tensor) -> tuple[Tensor, ...]:
     assert head.bias is not None
     return (score, *torch.autograd.grad(score.sin().sum(), (x, head.weight, head.bias)))
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "flex"])
+def test_a_source_is_seen_both_ways_as_the_definition_says(kernel: str) -> None:
+    sizes = {"vocab_size": 29, "block_size": 200, "n_layer": 2, "n_head": 4, "n_embd": 64, "position": "rope"}
+    one, other = (
+        GPT(ModelConfig(**sizes, source_end=0, attention={"name": "softmax", "causal": "prefix", "kernel": kernel}))
+        for kernel in ("math", kernel)
+    )
+    tokens = torch.randint(1, 29, (3, 200), generator=torch.Generator().manual_seed(0))
+    tokens[0, 130] = tokens[1, 7] = 0  # the third has no source
+    results = []
+    for model in (one, other.to(DEVICE)):
+        there = tokens.to(next(model.parameters()).device)
+        results.append(_gradients(model, None, there, there.roll(-1, 1)))
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=1e-5)
+    for got, wanted in zip(results[1][1], results[0][1], strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()) + 1e-7)
+
+
+@torch.no_grad()
+def test_looking_and_steering_see_what_they_see_on_a_cpu() -> None:
+    sizes = {"vocab_size": 29, "block_size": 32, "n_layer": 2, "n_head": 2, "n_embd": 32, "position": "rope"}
+    model = GPT(ModelConfig(**sizes, attention="vanilla")).eval()
+    tokens = torch.randint(29, (4, 24), generator=torch.Generator().manual_seed(0))
+    vectors = {0: torch.randn(32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)}
+    with record(model) as seen:
+        plain = model(tokens)
+    steered = log_likelihoods(model, list(tokens), 3, added(vectors, 0.5))
+    model.to(DEVICE)
+    with record(model) as there:
+        again = model(tokens.to(DEVICE))
+    torch.testing.assert_close(again.cpu(), plain, rtol=1e-4, atol=1e-5)
+    for name, tensor in seen.items():
+        torch.testing.assert_close(there[name].cpu(), tensor, rtol=1e-4, atol=1e-5, msg=name)
+    with edit(model, {**added(vectors, 0.0), "blocks.*.attention.weights": torch.clone}):
+        assert torch.equal(model(tokens.to(DEVICE)), again)
+    found = log_likelihoods(model, list(tokens), 3, added(vectors, 0.5))
+    torch.testing.assert_close(found, steered, rtol=1e-4, atol=1e-5)
+    moved = patch(model, tokens[0].to(DEVICE), tokens[0].to(DEVICE), 1, 2).moved
+    assert not moved.any()
 
 
 @pytest.mark.parametrize("attention", ["softmax", "flash", "gated_delta", "mamba2"])

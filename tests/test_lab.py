@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
 import gptlab
-from gptlab import look, report, sample, steer, train
+from gptlab import evaluate, export, look, report, sample, steer, train
 from gptlab.errors import CheckpointError, ConfigError, DataError
 from gptlab.inside import VIEWS
 from gptlab.lab import Lab, visible
@@ -136,6 +137,29 @@ def test_any_checkpoint_that_is_kept_is_opened_by_its_step(run: Path, lab: Lab) 
     assert lab.compare(earlier, "the cat sat").numbers.any()
     with pytest.raises(ConfigError, match=r"keeps no checkpoint of step 4, but of 3, 6: trainer\.keep"):
         gptlab.open(run, step=4)
+
+
+def test_every_command_about_a_run_takes_a_step(run: Path, tmp_path: Path) -> None:
+    losses = []
+    for step in ("3", "6"):
+        ended = tiny.call(evaluate, str(run), "--step", step, "--json")
+        assert ended.code == 0, ended.err
+        losses.append(json.loads(ended.out)["loss"])
+    assert losses[0] != losses[1] == json.loads(tiny.call(evaluate, str(run), "--json").out)["loss"]
+    assert (
+        tiny.call(export, str(run), "--to", "hf", str(tmp_path / "exported"), "--custom-code", "--step", "3").code == 0
+    )
+    held = load_file(run / "checkpoints" / "step_00000003" / "model.safetensors")["token_embedding.weight"]
+    assert any(torch.equal(held, tensor) for tensor in load_file(tmp_path / "exported" / "model.safetensors").values())
+    for door, words in (
+        (sample, []),
+        (evaluate, []),
+        (export, ["--to", "hf", str(tmp_path / "e")]),
+        (steer, ["--direction", "x"]),
+    ):
+        ended = tiny.call(door, str(run), *words, "--step", "4")
+        assert (ended.code, ended.err.count("\n")) == (2, 1)
+        assert "keeps no checkpoint of step 4, but of 3, 6" in ended.err
 
 
 def test_the_best_checkpoint_is_kept_too(run: Path, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def steer(options: argparse.Namespace, words: Sequence[str]) -> None:
     """Do what `gptlab steer` was asked for in `words`."""
     _check(options)
     run_dir, device = find(options.run), choose_device(options.device)
-    model, tokenizer = load(run_dir, note=_say)
+    model, tokenizer = load(run_dir, step=options.step, note=_say)
     model.to(device)
     if options.positive is not None:
         require_order(model)
@@ -147,7 +147,7 @@ def _name(options: argparse.Namespace, layers: set[int]) -> str:
         return "_".join(re.sub(r"[^\w.+-]+", "-", word) for word in options.direction)
     (layer,) = layers
     texts = [Path(text).expanduser() for text in (options.positive, options.negative)]
-    asked = [*(str(text.resolve()) for text in texts), options.window, options.passages, options.lines]
+    asked = [*(str(text.resolve()) for text in texts), options.step, options.window, options.passages, options.lines]
     what = hashlib.sha256(repr(asked).encode()).hexdigest()[:6]
     return f"{texts[0].stem}_{texts[1].stem}_layer{layer}_{options.method or 'mean'}_{what}"
 
