@@ -18,6 +18,7 @@ import studies_on_disk as disk
 from rich.console import Console
 from scipy import stats
 
+from gptlab import pages
 from gptlab.comparison import drawing, figures, page, runs, table, words
 from gptlab.comparison.pairing import agreement
 from gptlab.comparison.records import Comparison, differences
@@ -483,7 +484,7 @@ def test_colours_have_variables_and_arms_differ_in_more_than_colour() -> None:
     found = drawing.looks([f"arm{n}" for n in range(8)], "arm3")
     assert found["arm3"].color == drawing.BASELINE
     assert len({(str(look.dash), look.marker) for look in found.values()}) == 8
-    style = (Path(page.__file__).parent / "page.html").read_text()
+    style = (Path(pages.__file__).parent / "base.html").read_text()
     for name in drawing.NAMES.values():
         assert len(re.findall(rf"--{name}: #", style)) == 2, f"--{name} has a light and a dark value"
 

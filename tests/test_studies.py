@@ -202,7 +202,7 @@ ODD = {
     "study=mlsp": "There is no study named 'mlsp'. Did you mean 'mlps'?",
     "name=a/b": "name is a folder",
     "position=alibi": "position is said twice",
-    "study=/nowhere/mine.yaml": "there is no file /nowhere/mine.yaml: mend the path, or choose one of mlps",
+    "study=/nowhere/mine.yaml": "there is no file /nowhere/mine.yaml: mend the path, or choose one of ladder",
     "study=nowhere/mine": "/nowhere/mine: mend the path",
     "model/mlp=gelu,gelu": "model/mlp=gelu,gelu lists one twice",
     "model/mlp=gelu,": "model/mlp=gelu, lists one twice, or none",
