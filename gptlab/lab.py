@@ -114,7 +114,10 @@ class Lab:
         given = zip(texts, (right, wrong), strict=True)
         one, other = (self._likeliest(tokens) if said is None else self._token(said) for tokens, said in given)
         said = self.tokenizer.decode([one])
-        require(one != other, f"Both answers are {said!r}, which tells nothing: give right and wrong, or other texts.")
+        require(
+            one != other,
+            f"Both answers are {said!r}, which tells nothing: give --right and --wrong, or other texts.",
+        )
         found = patching.patch(self.model, texts[0][0], texts[1][0], one, other, point)
         return _shown(drawing.patching(found, *(self.words(tokens[0]) for tokens in texts)), found)
 

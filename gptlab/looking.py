@@ -55,7 +55,10 @@ def look(options: argparse.Namespace, out: TextIO) -> None:
     folder: Path = options.out or lab.path / "look"
     asked = options.view or [*NEEDS]  # what a flag asks for must be there; the rest is what this model has
     draws = {view: draw for view, draw in _draws(lab, options).items() if view in (options.view or given)}
-    pictures = [_picture(view, draw, folder, must=view in asked) for view, draw in draws.items()]
+    pictures = [_picture(view, draw, must=view in asked) for view, draw in draws.items()]
+    for picture in pictures:
+        if picture.letters:
+            write_atomically(folder / f"{picture.name}.png", base64.b64decode(picture.letters))
     write_atomically(folder / "index.html", _page(lab, options.text, pictures).encode())
     print(folder / "index.html", file=out)
 
@@ -77,8 +80,8 @@ def _draws(lab: Lab, options: argparse.Namespace) -> dict[str, Callable[[], Figu
     }
 
 
-def _picture(view: str, draw: Callable[[], Figure], folder: Path, must: bool) -> Picture:
-    """Draw a view into its file; one that this model does not have is an error where it `must` be."""
+def _picture(view: str, draw: Callable[[], Figure], must: bool) -> Picture:
+    """Draw a view; one that this model does not have is an error where it `must` be."""
     about = inspect.getdoc(getattr(Lab, view)) or ""
     try:
         figure = draw()
@@ -87,7 +90,6 @@ def _picture(view: str, draw: Callable[[], Figure], folder: Path, must: bool) ->
         if must:
             raise
         return Picture(view, VIEWS[view], about, missing=str(error))
-    write_atomically(folder / f"{view}.png", image)
     return Picture(view, VIEWS[view], about, base64.b64encode(image).decode(), round(INCH * figure.get_figwidth()))
 
 
@@ -98,4 +100,4 @@ def _page(lab: Lab, text: str | None, pictures: list[Picture]) -> str:
         "model": f"{len(lab.model.blocks)} layers, {lab.model.n_parameters():,} parameters",
         "text": text or "the beginning of validation",
     }
-    return pages.fill(TEMPLATE, run=lab.path, told=told, pictures=pictures)
+    return pages.fill(TEMPLATE, run="/".join(lab.path.resolve().parts[-2:]), told=told, pictures=pictures)

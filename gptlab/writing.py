@@ -34,7 +34,7 @@ def write(options: argparse.Namespace, out: TextIO) -> None:
     device = choose_device(options.device)
     model, tokenizer = load(options.run, step=options.step, note=_say)
     lay_out(model.to(device))
-    prompt, begin, stop = _asked(options, tokenizer)
+    prompt, begin, stop = _asked(options, tokenizer, model.config.block_size)
     room = N_TOKENS if model.position.limit is None else model.position.limit + 1 - len(prompt)
     n_tokens = options.tokens or max(1, min(N_TOKENS, room))  # where there is no room at all, the next line says so
     check_length(model, len(prompt), n_tokens)
@@ -51,15 +51,21 @@ def write(options: argparse.Namespace, out: TextIO) -> None:
                 _print_text(show(begin + text), number, options.samples, out)
 
 
-def _asked(options: argparse.Namespace, tokenizer: Tokenizer) -> tuple[list[int], str, str | None]:
+def _asked(options: argparse.Namespace, tokenizer: Tokenizer, block_size: int) -> tuple[list[int], str, str | None]:
     """What to begin with, as tokens and as text, and what ends a text. A run on pairs is given a source."""
     data = as_spec(read_config(find(options.run)).data)
     if data["name"] != "pairs":
         return prompt_ids(tokenizer, options.prompt), options.prompt, options.stop
     source, separator = options.prompt.removesuffix(data["separator"]), data["separator"]
     require(source != "", "--prompt must be a source, since this run has learnt what to say of one: give it.")
+    ids = tokenizer.encode(source) + tokenizer.encode(separator)
+    require(
+        len(ids) <= block_size,
+        f"--prompt must be a source that fits in model.block_size={block_size} with its separator, but has {len(ids)} "
+        "tokens: shorten it.",
+    )
     ends = "\n" if tokenizer.end_of_text is None else None
-    return tokenizer.encode(source) + tokenizer.encode(separator), source + separator, options.stop or ends
+    return ids, source + separator, options.stop or ends
 
 
 def _say(line: str) -> None:

@@ -54,6 +54,8 @@ def test_a_memory_has_a_row_for_each_text_or_one_for_all() -> None:
     ours, x, states = cross(), torch.randn(3, T, C), torch.randn(1, S, C)
     of_one = ours(x, Context(AT, memory=Encoded(states)))
     torch.testing.assert_close(ours(x, Context(AT, memory=Encoded(states.expand(3, -1, -1)))), of_one)
+    with pytest.raises(ConfigError, match=f"as wide as the texts, {C}, but is {C - 1}"):
+        ours(x, Context(AT, memory=Encoded(states[..., 1:])))
     with pytest.raises(ConfigError, match="a row for each of 3 texts, or one for all, but has 2"):
         ours(x, Context(AT, memory=Encoded(states.expand(2, -1, -1))))
 

@@ -227,6 +227,9 @@ def test_a_run_shows_what_it_says_and_the_door_asks_more(home: Path) -> None:
     ended = tiny.call(sample, "r", "--greedy")
     assert (ended.code, ended.err.count("\n")) == (2, 1)
     assert "--prompt must be a source" in ended.err
+    ended = tiny.call(sample, "r", "--prompt", 10 * next(iter(known)), "--greedy")
+    assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
+    assert "fits in model.block_size=24 with its separator" in ended.err
 
 
 def test_solved_is_the_share_that_greedy_decoding_says_exactly(home: Path) -> None:

@@ -403,6 +403,7 @@ def test_what_is_found_is_kept_in_the_run_and_can_be_combined(run: Path, tmp_pat
     assert Direction.load(kept).layer == 1
     assert steer(run).code == 0
     (other,) = run.glob("steer/upper_lower_layer0_mean_*/direction.safetensors")
+    assert Direction.load(kept).run == str(run.resolve())
     both = steer(run, "--direction", f"{kept}:0.5", "--direction", f"{other}:-1", "--out", str(tmp_path / "both"))
     assert both.code == 0, both.err
     found = json.loads((tmp_path / "both" / "steering.json").read_text())
@@ -414,6 +415,18 @@ def test_what_is_found_is_kept_in_the_run_and_can_be_combined(run: Path, tmp_pat
     assert again.code == 0
     first = json.loads((other.parent / "steering.json").read_text())
     assert json.loads((tmp_path / "again" / "steering.json").read_text())["curve"] == first["curve"]
+
+
+def test_a_direction_of_another_run_is_told_of(run: Path, tmp_path: Path) -> None:
+    unit = torch.nn.functional.normalize(torch.ones(32), dim=0)
+    Direction(unit, 3.0, 0).save(tmp_path / "d.safetensors", {"run": "/another/run"})
+    words = ("--direction", str(tmp_path / "d.safetensors"))
+    ended = steer(run, *words, "--out", str(tmp_path / "p"), texts=False)
+    assert ended.code == 0
+    assert "was found in /another/run: in another model it points anywhere" in ended.err
+    many = [part for weight in range(1, 9) for part in (words[0], f"{words[1]}:{weight}")]
+    assert steer(run, *many, texts=False).code == 0  # the folder's name stays short
+    assert all(len(path.name) < 40 for path in (run / "steer").iterdir())
 
 
 def test_a_saved_direction_writes_without_texts(run: Path, tmp_path: Path) -> None:
@@ -437,6 +450,7 @@ REFUSED = {
     "--window 4000": "needs 8 passages of each text",
     "--positive nowhere.txt": "nowhere.txt is not there",
     "--direction nowhere.safetensors": "that gptlab steer wrote, but nowhere.safetensors is none",
+    "--direction x:0": "A direction of weight 0 changes nothing",
     "--direction x --layer 1": "--layer and --method are about finding a direction",
     "--prompt Ñ": "Character 'Ñ'",
 }

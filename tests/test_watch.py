@@ -200,6 +200,13 @@ def test_rows_that_were_told_do_not_grow(tmp_path: Path) -> None:
     assert [row["step"] for row in told] == [1]
 
 
+def test_when_a_run_was_last_written_is_told(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs, tmp_path / "two")
+    os.utime(tmp_path / "two" / "seed0" / "metrics.jsonl", (1000, 1000))
+    os.remove(tmp_path / "two" / "seed1" / "metrics.jsonl")
+    assert [run.about()["changed"] for run in Runs([tmp_path / "two"]).look()] == [1000, 0]
+
+
 def test_a_run_that_is_trained_for_longer_is_told_so(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs / "seed0", tmp_path / "a")
     (found,) = Runs([tmp_path]).look()

@@ -34,6 +34,7 @@ class Direction:
     unit: Float[Tensor, " C"]
     norm: float
     layer: int
+    run: str = ""  # where it was found, if that is known
 
     def save(self, path: Path, about: Mapping[str, Any]) -> None:
         """Write it as safetensors, with what is known of it beside the layer."""
@@ -47,7 +48,8 @@ class Direction:
         try:
             with safe_open(path, framework="pt") as file:
                 unit, norm = file.get_tensor("unit"), file.get_tensor("norm")
-                return cls(unit, float(norm), int((file.metadata() or {})["layer"]))
+                about = file.metadata() or {}
+                return cls(unit, float(norm), int(about["layer"]), about.get("run", ""))
         except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
             raise DataError(f"A direction is a file that gptlab steer wrote, but {path} is none ({error}).") from None
 

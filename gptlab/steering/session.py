@@ -45,7 +45,7 @@ def steer(options: argparse.Namespace, words: Sequence[str]) -> None:
     model.to(device)
     if options.positive is not None:
         require_order(model)
-    parts = [_saved(word, model) for word in options.direction or []]
+    parts = [_saved(word, model, run_dir) for word in options.direction or []]
     layers = {direction.layer for direction, _ in parts} or {_layer(options.layer, model)}
     rule = RULES[options.method or "mean"]
     write, console = _writer(model, tokenizer, options), Console(stderr=True)
@@ -62,7 +62,7 @@ def steer(options: argparse.Namespace, words: Sequence[str]) -> None:
         samples[page.OUT] = write(projected_out([direction for direction, _ in parts]))
     out = options.out or run_dir / "steer" / _name(options, layers)
     if not options.direction:
-        parts[0][0].save(out / "direction.safetensors", {"method": options.method or "mean", "run": run_dir})
+        parts[0][0].save(out / "direction.safetensors", {"method": options.method or "mean", "run": run_dir.resolve()})
     facts = _facts(options, run_dir, parts, texts, device)
     _print(measured, samples[_label(options.dose)])
     print(page.write(out, facts, measured, samples, f"gptlab steer {shlex.join(words)}"))
@@ -97,12 +97,15 @@ def _check(options: argparse.Namespace) -> None:
     require(options.tokens is None or options.tokens >= 1, f"--tokens must be at least 1, but is {options.tokens}.")
 
 
-def _saved(word: str, model: GPT) -> tuple[Direction, float]:
+def _saved(word: str, model: GPT, run_dir: Path) -> tuple[Direction, float]:
     """A direction and its weight, from FILE or FILE:WEIGHT."""
     weighed = re.fullmatch(r"(.*):([-+]?(?:\d+\.?\d*|\.\d+))", word, re.DOTALL)
     path, weight = weighed.groups() if weighed else (word, 1)
+    require(float(weight) != 0, f"A direction of weight 0 changes nothing: give {path} another one, or leave it out.")
     direction = Direction.load(Path(path).expanduser())
     direction.check(model, path)
+    if direction.run and Path(direction.run) != run_dir.resolve():
+        _say(f"{path} was found in {direction.run}: in another model it points anywhere, unless one came of the other.")
     return direction, float(weight)
 
 
@@ -143,12 +146,12 @@ def _label(dose: float) -> str:
 
 def _name(options: argparse.Namespace, layers: set[int]) -> str:
     """A folder for what was asked: asked again, it is written again."""
-    if options.direction:
-        return "_".join(re.sub(r"[^\w.+-]+", "-", word) for word in options.direction)
-    (layer,) = layers
-    texts = [Path(text).expanduser() for text in (options.positive, options.negative)]
+    texts = [Path(text).expanduser() for text in (options.positive, options.negative) if text is not None]
     asked = [*(str(text.resolve()) for text in texts), options.step, options.window, options.passages, options.lines]
-    what = hashlib.sha256(repr(asked).encode()).hexdigest()[:6]
+    what = hashlib.sha256(repr([*asked, options.direction]).encode()).hexdigest()[:6]
+    if options.direction:
+        return f"directions_{what}"
+    (layer,) = layers
     return f"{texts[0].stem}_{texts[1].stem}_layer{layer}_{options.method or 'mean'}_{what}"
 
 
@@ -178,7 +181,7 @@ def _print(measured: Measured | None, text: str) -> None:
     console = Console(highlight=False)
     if measured:
         console.print(page.as_table(measured))
-        for criterion in measured.criteria():
+        for criterion in sorted(measured.criteria(), key=lambda one: one.met):  # what fails first
             console.print(f"{'met    ' if criterion.met else 'not met'}  {criterion.sentence}", markup=False)
         if remark := measured.remark():
             console.print(remark, markup=False)

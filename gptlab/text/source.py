@@ -48,7 +48,7 @@ class TextSource:
                 empty = False
                 yield piece
         if empty:
-            raise DataError(f"A text is needed to train on, but {self.files[0]} is empty: give another data.path=...")
+            raise DataError(f"A text must hold something, but {self.files[0]} is empty: give another.")
 
     def fingerprint(self) -> str:
         """sha256 over how the files are read and what is in them; their names and places do not matter."""

@@ -39,11 +39,9 @@ class FileSource(TextSource):
     @cached_property
     def files(self) -> list[Path]:
         if not self.path.exists():
-            raise DataError(f"data.path must be a text file or a folder, but {self.path} is not there: mend the path.")
+            raise DataError(f"A text is a file or a folder, but {self.path} is not there: mend the path.")
         if not (self.path.is_file() or self.path.is_dir()):  # a pipe would keep us waiting
-            raise DataError(
-                f"data.path must be a text file or a folder, but {self.path} is neither: save it to a file."
-            )
+            raise DataError(f"A text is a file or a folder, but {self.path} is neither: save it to a file.")
         found = self._inside(self.path) if self.path.is_dir() else [self.path]
         if not found:
             raise DataError(

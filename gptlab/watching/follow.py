@@ -65,6 +65,7 @@ class Followed:
             "name": self.name,
             "status": summary.get("status") or "waiting",
             "step": rows[-1].get("step", 0) if rows else 0,
+            "changed": _changed(self.path / METRICS),
             "steps": summary.get("steps"),
             "parts": " ".join(str(chosen[slot]) for slot in ("attention", "position", "norm", "mlp") if slot in chosen),
             "parameters": summary.get("parameters"),
@@ -131,3 +132,11 @@ def _json(path: Path) -> Row:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _changed(path: Path) -> float:
+    """When a file was last written, in seconds; 0 where there is none."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

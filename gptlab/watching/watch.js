@@ -2,6 +2,7 @@
 const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5fbf", "#8a8a3c"];
 const MAIN = ["val/loss", "train/loss"];
 const SECOND = 2000; // milliseconds between looks
+const SCROLLED = new Set(["attention", "lens", "attribution", "compare"]); // a column for each token: legible or whole
 const SHARP = 2; // pixels of a picture for one of the page
 const HIDDEN = new Set(["step", "tokens", "seconds", "flops"]);
 const $ = (id) => document.getElementById(id);
@@ -31,7 +32,7 @@ async function look() {
     const found = await json("/api/runs");
     const first = !state.runs.length;
     Object.assign(state, found);
-    if (first) state.runs.slice(0, 6).forEach((_, run) => state.chosen.add(run));
+    if (first) newestRuns().forEach((run) => state.chosen.add(run));
     await Promise.all(chosen().map(follow));
     $("state").textContent = `${state.runs.length} runs, ${state.runs.filter((r) => r.status === "running").length} running`;
     drawRuns(); drawViews(); drawMetrics(); drawCurves(); drawSamples(); drawSteps();
@@ -40,6 +41,12 @@ async function look() {
     $("state").textContent = `no answer: ${error.message}`;
   }
   setTimeout(look, SECOND);
+}
+
+// Those that run, then those that ran last.
+function newestRuns() {
+  const order = state.runs.map((run, i) => [run.status === "running", run.changed, i]);
+  return order.sort((a, b) => b[0] - a[0] || b[1] - a[1]).slice(0, 6).map((each) => each[2]);
 }
 
 async function follow(run) {
@@ -99,7 +106,9 @@ function drawCurves() {
 }
 
 function ruler() {
-  const held = chosen().map((run) => Object.entries(state.runs[run].ruler)).find((each) => each.length) ?? [];
+  const rulers = new Set(chosen().map((run) => JSON.stringify(state.runs[run].ruler)).filter((ruler) => ruler !== "{}"));
+  $("ruler").parentElement.title = rulers.size > 1 ? "none, since the chosen runs are of several texts" : "";
+  const held = rulers.size === 1 ? Object.entries(JSON.parse([...rulers][0])) : [];
   return held.map(([order, loss]) => ({ loss, name: order === "0" ? "chance" : `${order}-gram` }));
 }
 
@@ -202,7 +211,7 @@ async function ask(event) {
       const words = { run, view, ...asked, ...place, ...(view === "compare" ? { other } : {}) };
       const answer = await get("/look", words);
       const image = make("img", { alt: `${$("view").selectedOptions[0].text} of ${state.runs[run].name}` });
-      image.onload = () => fit(image);
+      image.onload = () => fit(image, view);
       image.src = URL.createObjectURL(await answer.blob());
       return of(answer.headers.get("X-Step")), make("div", {}, head, make("div", { class: "scroll" }, whole(words, image)));
     } catch (error) {
@@ -214,9 +223,9 @@ async function ask(event) {
   $("inside").classList.remove("busy");
 }
 
-function fit(image) {
+function fit(image, view) {
   image.width = image.naturalWidth / SHARP;
-  if (image.naturalWidth > 3 * image.naturalHeight) image.classList.add("long"); // it is scrolled along
+  image.classList.add(SCROLLED.has(view) ? "long" : "whole");
   URL.revokeObjectURL(image.src);
 }
 

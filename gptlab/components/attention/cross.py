@@ -63,8 +63,10 @@ class Cross(Softmax):
 
 
 def _check_sizes(x: Float[Tensor, "B T C"], memory: Encoded) -> None:
-    """ConfigError where rows of the two sequences cannot belong together."""
-    n_rows, wanted = len(memory.states), len(x)
+    """ConfigError where the two sequences cannot belong together."""
+    (n_rows, _, width), wanted = memory.states.shape, len(x)
+    if width != x.shape[-1]:
+        raise ConfigError(f"GPT.memory must be as wide as the texts, {x.shape[-1]}, but is {width}: project it first.")
     if n_rows not in (1, wanted):
         raise ConfigError(f"GPT.memory must have a row for each of {wanted} texts, or one for all, but has {n_rows}.")
 
