@@ -257,6 +257,19 @@ def test_texts_of_different_lengths_and_points_without_places_are_refused() -> N
         assert "\n" not in str(refused.value)
 
 
+def test_texts_that_would_take_all_memory_or_all_day_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patching, "LONGEST", 3)
+    monkeypatch.setattr(maps, "LONGEST", 3)
+    model, linear = circuit(), GPT(ModelConfig(vocab_size=9, block_size=8, attention="linear"))
+    four = torch.tensor([1, 2, 3, 4])
+    with pytest.raises(ConfigError, match="so 3 are the most, not 4: cut it"):
+        patching.patch(model, four, four, 0, 1)
+    with pytest.raises(ConfigError, match="of 3 at most, but this text has 4: cut it"):
+        maps.maps(linear, four[None])
+    assert maps.maps(model, four[None])  # weights of a softmax are had at once
+    assert maps.maps(linear, four[None, :3])
+
+
 # Head detectors
 
 
@@ -289,6 +302,9 @@ def test_tokens_come_twice_without_the_one_that_ends_documents() -> None:
     assert tokens.shape == (5, 16)
     assert torch.equal(tokens[:, :8], tokens[:, 8:])
     assert all(sorted(row) == [0, 1, 2, 3, 5, 6, 7, 8] for row in tokens[:, :8].tolist())
+    prefix = {"attention": {"name": "softmax", "causal": "prefix"}, "position": "rope", "source_end": 4}
+    sourceless = heads.repeated(GPT(ModelConfig(vocab_size=9, block_size=64, **prefix)), 5, 0)
+    assert torch.equal(sourceless, tokens)  # nor the one that ends a source
     with pytest.raises(ConfigError, match="2 tokens or more"):
         heads.detect(GPT(ModelConfig(vocab_size=9, block_size=2)))
 
