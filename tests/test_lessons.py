@@ -124,8 +124,8 @@ def test_a_rung_is_the_one_before_it_and_what_its_file_says() -> None:
     folder = conf_dir.find() / "experiment"
     files = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(folder.glob("ladder_*.yaml"))}
     for before, after in zip(list(files)[1:9], list(files)[2:10], strict=True):  # norm is the last that builds so
-        changed = {key for key, value in cli.compose([f"experiment={after}"])["model"].items()
-                   if value != cli.compose([f"experiment={before}"])["model"][key]}  # fmt: skip
+        old, new = (cli.compose([f"experiment={rung}"])["model"] for rung in (before, after))
+        changed = {key for key, value in new.items() if value != old[key]}
         written = set(files[after].get("model") or {})
         overridden = [key for entry in files[after]["defaults"] if isinstance(entry, dict) for key in entry]
         written |= {key.rpartition("/")[2].removeprefix("override ") for key in overridden}
